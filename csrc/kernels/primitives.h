@@ -1,0 +1,278 @@
+/* What every CPU kernel is built from.
+ *
+ * Each kernels/<op>.c is compiled once per (ISA level, real): LIGER_ISA is f_v2 ... d_v4, REAL float or double. A kernel is
+ * named LIGER_KERNEL(op) in the file and op_f_v3 and so on in the object. LIGER_CPU_ENTRY emits the public function, in the base
+ * unit alone, which picks the level of the machine and `double` for fp64 tensors. All arithmetic is in `real`; a row passes
+ * through small `real` buffers, so that one body serves every dtype.                                                       */
+#ifndef LIGER_PRIMITIVES_H
+#define LIGER_PRIMITIVES_H
+#include "../liger.h"
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#ifndef REAL
+#define REAL float
+#endif
+#ifndef LIGER_BASE_UNIT
+#define LIGER_BASE_UNIT 0
+#endif
+#ifndef LIGER_LEVELS
+#define LIGER_LEVELS 2
+#endif
+#define LIGER_LOWEST_LEVEL 2
+typedef REAL real;
+
+#define LIGER_CAT_(a, b) a##_##b
+#define LIGER_CAT(a, b) LIGER_CAT_(a, b)
+#define LIGER_KERNEL(name) LIGER_CAT(name, LIGER_ISA)
+
+/* columns of a row that pass through the buffers at once: wide enough that common rows are read a single time */
+enum { LIGER_TILE = 8192 };
+
+int liger_internal_cpu_level(void);
+
+/* The public function of a kernel: LIGER_CPU_ENTRY(rms_norm_fwd, liger_rms_norm_fwd_args, x_dtype) */
+#if !LIGER_BASE_UNIT
+#define LIGER_CPU_ENTRY(name, args_t, dtype_field) _Static_assert(sizeof(args_t) > 0, "")
+#elif LIGER_LEVELS == 234
+#define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                                   \
+  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t);         \
+  liger_status name##_f_v3(const args_t *, int64_t, int64_t), name##_d_v3(const args_t *, int64_t, int64_t);         \
+  liger_status name##_f_v4(const args_t *, int64_t, int64_t), name##_d_v4(const args_t *, int64_t, int64_t);         \
+  liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                                     \
+    const int wide = a->dtype_field == LIGER_F64;                                                                    \
+    switch (liger_internal_cpu_level()) {                                                                            \
+    case 4: return wide ? name##_d_v4(a, begin, end) : name##_f_v4(a, begin, end);                                   \
+    case 3: return wide ? name##_d_v3(a, begin, end) : name##_f_v3(a, begin, end);                                   \
+    default: return wide ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);                                  \
+    }                                                                                                                \
+  }                                                                                                                  \
+  _Static_assert(sizeof(args_t) > 0, "")
+#else
+#define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                                   \
+  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t);         \
+  liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                                     \
+    return a->dtype_field == LIGER_F64 ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);                    \
+  }                                                                                                                  \
+  _Static_assert(sizeof(args_t) > 0, "")
+#endif
+
+/* ---- bits and 16-bit floats --------------------------------------------------------------------------------------- */
+static inline float f32_of_bits(uint32_t u) {
+  float f;
+  memcpy(&f, &u, sizeof f);
+  return f;
+}
+static inline uint32_t bits_of_f32(float f) {
+  uint32_t u;
+  memcpy(&u, &f, sizeof u);
+  return u;
+}
+static inline float f32_of_bf16(uint16_t h) { return f32_of_bits((uint32_t)h << 16); }
+static inline uint16_t bf16_of_f32(float f) { /* to nearest even; a NaN stays a quiet NaN */
+  const uint32_t u = bits_of_f32(f);
+  const uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (uint16_t)(f != f ? 0x7fc0u : r);
+}
+
+/* gcc 12 does not vectorise _Float16 conversions: F16C eight at a time where the level has it, integer arithmetic below */
+#if defined(__F16C__)
+#include <immintrin.h>
+static inline void load_f16(float *restrict d, const uint16_t *restrict s, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(d + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(s + i))));
+  for (; i < n; i++)
+    d[i] = _cvtsh_ss(s[i]);
+}
+static inline void store_f16(uint16_t *restrict d, const float *restrict s, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128((__m128i *)(d + i), _mm256_cvtps_ph(_mm256_loadu_ps(s + i), 0));
+  for (; i < n; i++)
+    d[i] = _cvtss_sh(s[i], 0);
+}
+#else
+static inline float f32_of_f16(uint16_t h) {
+  const uint32_t m = (uint32_t)(h & 0x7fff) << 13, s = (uint32_t)(h & 0x8000) << 16;
+  const float v = f32_of_bits(m) * 0x1p112f; /* rebias the exponent; right for denormals too */
+  return f32_of_bits((m >= 0x0f800000u ? m | 0x7f800000u : bits_of_f32(v)) | s);
+}
+static inline uint16_t f16_of_f32(float f) {
+  const uint32_t x = bits_of_f32(f), s = x & 0x80000000u, a = x ^ s;
+  const uint32_t denormal = bits_of_f32(f32_of_bits(a) + 0.5f) - 0x3f000000u; /* the adder does the rounding */
+  const uint32_t normal = (a + 0xc8000fffu + ((a >> 13) & 1u)) >> 13;
+  uint32_t r = a < 0x38800000u ? denormal : normal;
+  r = a >= 0x47800000u ? (a > 0x7f800000u ? 0x7e00u : 0x7c00u) : r;
+  return (uint16_t)(r | (s >> 16));
+}
+static inline void load_f16(float *restrict d, const uint16_t *restrict s, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    d[i] = f32_of_f16(s[i]);
+}
+static inline void store_f16(uint16_t *restrict d, const float *restrict s, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    d[i] = f16_of_f32(s[i]);
+}
+#endif
+
+/* ---- rows ------------------------------------------------------------------------------------------------------------ */
+static inline size_t dtype_size(liger_dtype t) { return t == LIGER_F64 ? 8 : t == LIGER_F32 ? 4 : 2; }
+
+/* d[0..n) = the n elements of p from `offset` on */
+static inline void load_row(real *restrict d, const void *p, int64_t offset, int64_t n, liger_dtype t) {
+  switch (t) {
+  case LIGER_F32: {
+    const float *restrict s = (const float *)p + offset;
+    for (int64_t i = 0; i < n; i++)
+      d[i] = (real)s[i];
+    break;
+  }
+  case LIGER_BF16: {
+    const uint16_t *restrict s = (const uint16_t *)p + offset;
+    for (int64_t i = 0; i < n; i++)
+      d[i] = (real)f32_of_bf16(s[i]);
+    break;
+  }
+  case LIGER_F16:
+    if (sizeof(real) == sizeof(float)) {
+      load_f16((float *)d, (const uint16_t *)p + offset, n);
+    } else {
+      float block[64];
+      for (int64_t i = 0; i < n; i += 64) {
+        const int64_t m = n - i < 64 ? n - i : 64;
+        load_f16(block, (const uint16_t *)p + offset + i, m);
+        for (int64_t j = 0; j < m; j++)
+          d[i + j] = (real)block[j];
+      }
+    }
+    break;
+  case LIGER_F64: {
+    const double *restrict s = (const double *)p + offset;
+    for (int64_t i = 0; i < n; i++)
+      d[i] = (real)s[i];
+    break;
+  }
+  }
+}
+
+/* the n elements of p from `offset` on = s[0..n), each rounded once, to nearest even */
+static inline void store_row(void *p, int64_t offset, const real *restrict s, int64_t n, liger_dtype t) {
+  switch (t) {
+  case LIGER_F32: {
+    float *restrict d = (float *)p + offset;
+    for (int64_t i = 0; i < n; i++)
+      d[i] = (float)s[i];
+    break;
+  }
+  case LIGER_BF16: {
+    uint16_t *restrict d = (uint16_t *)p + offset;
+    for (int64_t i = 0; i < n; i++)
+      d[i] = bf16_of_f32((float)s[i]);
+    break;
+  }
+  case LIGER_F16:
+    if (sizeof(real) == sizeof(float)) {
+      store_f16((uint16_t *)p + offset, (const float *)s, n);
+    } else {
+      float block[64];
+      for (int64_t i = 0; i < n; i += 64) {
+        const int64_t m = n - i < 64 ? n - i : 64;
+        for (int64_t j = 0; j < m; j++)
+          block[j] = (float)s[i + j];
+        store_f16((uint16_t *)p + offset + i, block, m);
+      }
+    }
+    break;
+  case LIGER_F64: {
+    double *restrict d = (double *)p + offset;
+    for (int64_t i = 0; i < n; i++)
+      d[i] = (double)s[i];
+    break;
+  }
+  }
+}
+
+/* x[0..n) as they come back from a store in dtype t: where the reference rounds in the middle of a row */
+static inline void round_row(real *restrict x, int64_t n, liger_dtype t) {
+  if (t == LIGER_BF16) {
+    for (int64_t i = 0; i < n; i++)
+      x[i] = (real)f32_of_bf16(bf16_of_f32((float)x[i]));
+  } else if (t == LIGER_F16) {
+    uint16_t block[64];
+    for (int64_t i = 0; i < n; i += 64) {
+      const int64_t m = n - i < 64 ? n - i : 64;
+      store_row(block, 0, x + i, m, t);
+      load_row(x + i, block, 0, m, t);
+    }
+  }
+}
+
+static inline real dot(const real *restrict a, const real *restrict b, int64_t n) {
+  real s = 0;
+#pragma omp simd reduction(+ : s)
+  for (int64_t i = 0; i < n; i++)
+    s += a[i] * b[i];
+  return s;
+}
+
+/* dst[c0..c1) (dtype t) = sum over blocks of partial[b][c], in block order: the same bits however the blocks were computed */
+static inline void column_sum(void *dst, const real *partial, int64_t n_blocks, int64_t n_cols, int64_t c0, int64_t c1,
+                              liger_dtype t) {
+  real acc[512];
+  for (int64_t c = c0; c < c1; c += 512) {
+    const int64_t n = c1 - c < 512 ? c1 - c : 512;
+    memset(acc, 0, sizeof acc);
+    for (int64_t b = 0; b < n_blocks; b++) {
+      const real *restrict p = partial + b * n_cols + c;
+      for (int64_t i = 0; i < n; i++)
+        acc[i] += p[i];
+    }
+    store_row(dst, c, acc, n, t);
+  }
+}
+
+/* rows [first, last) of block b when n_rows are dealt out to n_blocks as evenly as whole rows allow */
+static inline void block_rows(int64_t b, int64_t n_blocks, int64_t n_rows, int64_t *first, int64_t *last) {
+  const int64_t q = n_rows / n_blocks, m = n_rows % n_blocks;
+  *first = b * q + (b < m ? b : m);
+  *last = *first + q + (b < m);
+}
+
+/* ---- functions that the compiler can vectorise ------------------------------------------------------------------------ */
+/* e^x: 2^n * e^r with r = x - n ln 2 in [-.35, .35], degree-6 polynomial; within 1 ulp; 0 below -87.3 (no denormals), inf above 88.7 */
+static inline float exp_f32(float x) {
+  const float magic = 0x1.8p23f; /* adding it rounds to an integer in the low mantissa bits */
+  const float c = x < -87.336f ? -87.336f : x > 88.72f ? 88.72f : x;
+  const float k = c * 0x1.715476p0f + magic, n = k - magic;
+  const float r = (c - n * 0x1.62e400p-1f) - n * 0x1.7f7d1cp-20f;
+  float p = 0x1.6c0a0cp-10f;
+  p = p * r + 0x1.111e9ap-7f;
+  p = p * r + 0x1.5555a2p-5f;
+  p = p * r + 0x1.5554d2p-3f;
+  p = p * r + 0x1.000000p-1f;
+  p = p * r * r + r + 1.0f;
+  /* 2^n in two factors, so that n = 128 does not overflow before p < 1 is applied */
+  const int32_t e = (int32_t)(bits_of_f32(k) - bits_of_f32(magic)), h = e >> 1;
+  const float y = p * f32_of_bits((uint32_t)(h + 127) << 23) * f32_of_bits((uint32_t)(e - h + 127) << 23);
+  return x < -87.336f ? 0.0f : x > 88.7228f ? INFINITY : x != x ? x : y;
+}
+static inline real exp_real(real x) { return sizeof(real) == 4 ? (real)exp_f32((float)x) : (real)exp((double)x); }
+
+static inline real sigmoid(real x) { return 1 / (1 + exp_real(-x)); }
+
+/* tanh: odd polynomial up to .625, where 1 - 2/(e^2x + 1) would cancel */
+static inline float tanh_f32(float x) {
+  const float z = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const float small = p * z * x + x, a = fabsf(x);
+  const float large = 1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f);
+  return a < 0.625f ? small : x < 0 ? -large : x != x ? x : large;
+}
+static inline real tanh_real(real x) { return sizeof(real) == 4 ? (real)tanh_f32((float)x) : (real)tanh((double)x); }
+#endif

@@ -1,0 +1,107 @@
+/* The C API of liger-kernel-c: dtype codes, status codes, and one pair of functions per op and direction.
+ *
+ *   liger_<op>_<dir>_cpu(args, begin, end)   rows or blocks [begin, end), on the calling thread; C11, no torch
+ *   liger_<op>_<dir>_cuda(args, stream)      the whole op, on the caller's stream; nothing allocated, nothing waits
+ *
+ * Both take the same args struct, so a caller fills it once. Pointers are to the first element, strides and sizes count
+ * elements, the last dimension is contiguous. Scratch comes from the caller. Zero rows is success.
+ * A function returns LIGER_OK, a negative LIGER_ERR_*, or a positive code of the GPU run time.               */
+#ifndef LIGER_H
+#define LIGER_H
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+#define LIGER_API __attribute__((visibility("default")))
+
+typedef enum { LIGER_F32 = 0, LIGER_F16 = 1, LIGER_BF16 = 2, LIGER_F64 = 3 } liger_dtype;
+
+typedef int liger_status;
+enum {
+  LIGER_OK = 0,
+  LIGER_ERR_DTYPE = -1,  /* a dtype code this function has no kernel for */
+  LIGER_ERR_SIZE = -2,   /* a negative size, or more rows than a launch can hold */
+  LIGER_ERR_OPTION = -3, /* an option outside its range */
+};
+
+/* "x86-64-v4", "x86-64-v3", "x86-64-v2" or "baseline": what the CPU kernels were dispatched to (LIGER_ISA_MAX caps it) */
+LIGER_API const char *liger_cpu_isa(void);
+LIGER_API const char *liger_error_string(liger_status status);      /* negative codes */
+LIGER_API const char *liger_cuda_error_string(liger_status status); /* any code; in the GPU library */
+
+/* ---- rms_norm --------------------------------------------------------------------------------------------------- */
+typedef enum { LIGER_CAST_NONE = 0, LIGER_CAST_LLAMA = 1, LIGER_CAST_GEMMA = 2 } liger_rms_norm_casting;
+
+typedef struct {
+  void *Y;       /* (n_rows, n_cols), x_dtype */
+  void *rstd;    /* (n_rows), fp32; fp64 when X is fp64 */
+  const void *X; /* (n_rows, n_cols), row stride X_row_stride (0: one row, repeated) */
+  const void *W; /* (n_cols), w_dtype; NULL: no weight and no offset */
+  int64_t n_rows, n_cols, X_row_stride, Y_row_stride;
+  double eps, offset;
+  int casting; /* liger_rms_norm_casting */
+  liger_dtype x_dtype, w_dtype;
+} liger_rms_norm_fwd_args;
+
+typedef struct {
+  void *dX;         /* (n_rows, n_cols), contiguous, x_dtype; may be dY or X where the caller permits it */
+  void *dW;         /* (n_cols), w_dtype; NULL: the weight is frozen or absent */
+  void *dW_partial; /* (n_blocks, n_cols), fp32 (fp64); NULL when dW is */
+  const void *dY, *X, *W, *rstd;
+  int64_t n_rows, n_cols, dY_row_stride, X_row_stride;
+  int64_t n_blocks; /* from liger_rms_norm_bwd_blocks_{cpu,cuda} */
+  double offset;
+  liger_dtype x_dtype, w_dtype;
+} liger_rms_norm_bwd_args;
+
+LIGER_API liger_status liger_rms_norm_fwd_cpu(const liger_rms_norm_fwd_args *a, int64_t row_begin, int64_t row_end);
+LIGER_API int64_t liger_rms_norm_bwd_blocks_cpu(int64_t n_rows, int64_t n_cols);
+/* dX of the blocks' rows and the blocks' partial sums; then dW = the partials added in block order, columns [begin, end) */
+LIGER_API liger_status liger_rms_norm_bwd_cpu(const liger_rms_norm_bwd_args *a, int64_t block_begin, int64_t block_end);
+LIGER_API liger_status liger_rms_norm_dw_cpu(const liger_rms_norm_bwd_args *a, int64_t col_begin, int64_t col_end);
+LIGER_API liger_status liger_rms_norm_fwd_cuda(const liger_rms_norm_fwd_args *a, void *stream);
+LIGER_API int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
+LIGER_API liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a, void *stream);
+
+/* ---- cross_entropy ---------------------------------------------------------------------------------------------------
+ * Per row, with z = softcap * tanh(X / softcap) (or X), p = softmax(z), y = target, V = n_cols, a = label_smoothing:
+ *   ce   = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i)          w: class weights, or 1
+ *   loss = t (ce_scale ce + z_scale lse_square_scale lse^2)              t: detached p_y with token_scaling, else 1
+ *   dX_i = g t [ce_scale ((1 - a) w_y (p_i - [i = y]) + a/V (w_sum p_i - w_i)) + z_scale 2 lse_square_scale lse p_i] (1 - (z_i/softcap)^2)
+ * "real" below is fp32, or fp64 when X is fp64. A row whose target is ignore_index has loss, z_loss, accuracy and dX 0, predicted -1.
+ * A target outside [0, V): no access out of bounds, loss and dX of that row NaN (the CPU glue refuses it before any work). */
+typedef enum { LIGER_REDUCE_NONE = 0, LIGER_REDUCE_MEAN = 1, LIGER_REDUCE_SUM = 2 } liger_reduction;
+enum { LIGER_CE_SCALE = 0, LIGER_CE_Z_SCALE = 1, LIGER_CE_W_SUM = 2, LIGER_CE_N_VALID = 3, LIGER_CE_STATS = 4 };
+
+typedef struct {
+  void *stats;           /* real[LIGER_CE_STATS], device memory: ce_scale, z_scale, w_sum, n_valid. mean: ce_scale = 1 / sum of the valid
+                            targets' weights, z_scale = 1 / n_valid, both 0 when nothing is valid. sum, none: 1 */
+  void *workspace;       /* liger_cross_entropy_count_workspace_cuda(n_rows, n_cols) bytes; unused on the CPU */
+  const int64_t *target; /* (n_rows), stride target_stride */
+  const void *weight;    /* (n_cols) real, or NULL */
+  int64_t n_rows, n_cols, target_stride, ignore_index;
+  int reduction; /* liger_reduction */
+  liger_dtype x_dtype;
+} liger_cross_entropy_count_args;
+
+typedef struct {
+  void *loss;         /* (n_rows) real, scaled by stats as above */
+  void *z_loss;       /* (n_rows) real, z_scale lse_square_scale lse^2 t; NULL: not wanted */
+  void *accuracy;     /* (n_rows) real, 1 where argmax z = y; NULL: not wanted */
+  int64_t *predicted; /* (n_rows) argmax z, the smallest index at a tie; NULL: not wanted */
+  void *dX;           /* (n_rows, n_cols) x_dtype, may be X itself; NULL: forward only */
+  const void *X;      /* (n_rows, n_cols), x_dtype */
+  const int64_t *target;
+  const void *weight;   /* (n_cols) real, or NULL */
+  const void *stats;    /* from liger_cross_entropy_count, on the same device */
+  const void *row_grad; /* g: (n_rows) real with stride row_grad_stride (0: one value for all); NULL: 1. Scales dX alone */
+  int64_t n_rows, n_cols, X_row_stride, dX_row_stride, target_stride, row_grad_stride, ignore_index;
+  double label_smoothing, lse_square_scale, softcap; /* softcap 0: none */
+  int token_scaling;
+  liger_dtype x_dtype;
+} liger_cross_entropy_args;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
