@@ -43,6 +43,7 @@ class NativeLibraries:
         self._check_machine()
         nvcc, hipcc = self._find_nvcc(), self._find_hipcc()
         levels = self._cpu_levels()
+        names = [f"x86-64-v{level}" for level in levels] if len(levels) > 1 else [platform.machine()]
         kernels, glue = self._sources("kernels/*.c"), self._sources("torch/*.cpp")
         if not kernels or not glue:
             raise BuildError("csrc/kernels/*.c or csrc/torch/*.cpp is missing: is this a complete source tree?")
@@ -58,14 +59,15 @@ class NativeLibraries:
 
         for_torch = f"for torch >= {MINIMUM[0]}.{MINIMUM[1]}"
         self._link("libliger_torch_cpu.so", objects["cpu"], [self._stub("libtorch_cpu.so")],
-                   f"CPU, {', '.join(levels)}, float and double, {for_torch}")
+                   f"CPU, {' '.join(names)}, float and double, {for_torch}")
         if nvcc:
             self._link("libliger_cuda.so", objects["cuda"], self._static_cudart(nvcc), f"CUDA {self.archs['cuda']}")
             self._link_gpu_glue("libliger_torch_cuda.so", "libliger_cuda.so", objects["gpu_glue"], f"CUDA, {for_torch}")
         if hipcc:
-            self._link("libliger_hip.so", objects["hip"], [], f"HIP {self.archs['hip']}", [hipcc])
+            self._link("libliger_hip.so", objects["hip"], [], f"HIP {self.archs['hip']}",
+                       [hipcc, *(f"--offload-arch={arch}" for arch in self._hip_archs())])
             self._link_gpu_glue("libliger_torch_hip.so", "libliger_hip.so", objects["gpu_glue"], f"HIP, {for_torch}")
-        self._install(levels)
+        self._install(names)
         self._print_summary(time.time() - start)
 
     def _check_machine(self):
@@ -83,19 +85,19 @@ class NativeLibraries:
     # The CPU library -------------------------------------------------------------------------------------------------
 
     def _cpu_levels(self):
-        return ["v2", "v3", "v4"] if platform.machine() in ("x86_64", "AMD64") else ["base"]
+        """{level: flags}, lowest first. Elsewhere than on x86-64 the lowest level is whatever the compiler targets."""
+        if platform.machine() not in ("x86_64", "AMD64"):
+            return {2: []}
+        return {2: ["-march=x86-64-v2"], 3: ["-march=x86-64-v3"], 4: ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 
     def _kernel_jobs(self, source, levels):
         """One object for each ISA level and each type of computation; each file dispatches among its own."""
-        numbers = [level.lstrip("v") if level != "base" else "2" for level in levels]
-        for level, number in zip(levels, numbers):
-            arch = [] if level == "base" else [f"-march=x86-64-{level}"]
-            if level == "v4":
-                arch.append("-mprefer-vector-width=512")
+        all_levels = "".join(map(str, levels))
+        for level, arch in levels.items():
             for real in ("float", "double"):
-                isa = f"{real[0]}_{level}"
-                defines = [f"-DREAL={real}", f"-DLIGER_ISA={isa}", f"-DLIGER_LEVEL={number}", f"-DLIGER_LEVELS={''.join(numbers)}"]
-                if real == "float" and level == levels[0]:
+                isa = f"{real[0]}_v{level}"
+                defines = [f"-DREAL={real}", f"-DLIGER_ISA={isa}", f"-DLIGER_LEVEL={level}", f"-DLIGER_LEVELS={all_levels}"]
+                if real == "float" and level == min(levels):
                     defines.append("-DLIGER_BASE_UNIT=1")  # here the file's public functions are emitted
                 command = [*self.cc, *C_FLAGS, *WARNINGS, *arch, *defines, "-Icsrc", "-c", source]
                 yield f"{_stem(source)}_{isa}.o", f"{source} ({isa})", command
@@ -185,8 +187,11 @@ class NativeLibraries:
         os.environ["HIP_PLATFORM"] = "amd"  # or hipcc calls nvcc wherever it finds one
         return hipcc
 
+    def _hip_archs(self):
+        return re.split(r"[;, ]+", self.env.get("LIGER_HIP_ARCHS") or HIP_ARCHS)
+
     def _hip_jobs(self, hipcc):
-        archs = re.split(r"[;, ]+", self.env.get("LIGER_HIP_ARCHS") or HIP_ARCHS)
+        archs = self._hip_archs()
         self.archs["hip"] = ", ".join(archs)
         flags = ["-x", "hip", "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS, "-Icsrc"]
         for source in self._sources("kernels/*.cu"):
@@ -211,10 +216,10 @@ class NativeLibraries:
         stubs = [self._stub("libtorch_cpu.so"), self._stub("libtorch.so")]  # libtorch.so brings torch's GPU symbols
         self._link(name, objects, [self.built[kernels][0], *stubs, "-Wl,-rpath,$ORIGIN"], what)
 
-    def _install(self, levels):
+    def _install(self, cpu_levels):
         """Copies what was built, by rename so that a running process keeps its file, and removes whatever else lies there."""
         os.makedirs(self.folder, exist_ok=True)
-        info = {"torch": self.torch.version, "cpu_levels": levels, "cuda_archs": self.archs.get("cuda"),
+        info = {"torch": self.torch.version, "cpu_levels": cpu_levels, "cuda_archs": self.archs.get("cuda"),
                 "hip_archs": self.archs.get("hip"), "compiler": self.cache.version(self.cc[0]).split("\n")[0],
                 "skipped": self.skipped, "libraries": {name: what for name, (_, what) in self.built.items()}}
         text = os.path.join(self.cache.folder, "build_info.json")
@@ -230,7 +235,8 @@ class NativeLibraries:
             os.replace(part, os.path.join(self.folder, name))
 
     def _print_summary(self, seconds):
-        lines = [f"liger-kernel-c: {len(self.built)} {"library" if len(self.built) == 1 else "libraries"} with torch {self.torch.version}'s headers in {seconds:.1f} s "
+        libraries = "1 library" if len(self.built) == 1 else f"{len(self.built)} libraries"
+        lines = [f"liger-kernel-c: {libraries} with torch {self.torch.version}'s headers in {seconds:.1f} s "
                  f"({self.cache.n_run} compiled or linked, {self.cache.n_kept} up to date)"]
         for name, (path, what) in self.built.items():
             lines.append(f"  built    {name:24} {os.path.getsize(path) // 1024:6} KB  {what}")
