@@ -1,0 +1,1 @@
+"""The loss that the patched heads compute, and their outputs."""

@@ -1,0 +1,218 @@
+"""One fused head for every model: Hugging Face's own forward runs, and two of its calls are intercepted.
+
+    model.forward       leaves a request (labels and loss options) on the head for the length of one call
+    lm_head.forward     finds the request: returns the loss of its hidden states instead of logits
+    model.loss_function hands that loss back to Hugging Face's forward, which builds its output as ever
+
+Everything else (auxiliary losses, caches, output classes) is Hugging Face's code. The head reads its own
+weight inside its own call, where FSDP, DeepSpeed and accelerate have gathered it. Both interceptions are
+installed once, at patch time, so that torch.compile traces the model without a graph break. What cannot be
+fused declines: the call then is Hugging Face's, and one warning says why.
+"""
+
+import functools
+import inspect
+import logging
+
+import torch
+from torch import nn
+
+from ..model import loss_utils
+from . import surgery
+
+logger = logging.getLogger("liger_kernel")
+
+# Keywords of ours, which Hugging Face's forwards don't know. The second group changes the loss, so it may
+# never be ignored.
+_METRICS = ("return_token_accuracy", "return_predicted_tokens")
+_LOSS_CHANGING = ("use_token_scaling", "ce_weight", "label_smoothing", "lse_square_scale")
+_OURS = (*_METRICS, *_LOSS_CHANGING, "accum_dtype", "chunk_mem_const")
+_SHARED = ("num_items_in_batch", "ignore_index", "shift_labels")  # Hugging Face's loss reads these too
+_TARGETS = ("labels", "shift_labels", "ignore_index")
+
+
+class Request:
+    """What a head shall compute in this call, and what came of it: `loss` and metrics, or why not."""
+
+    def __init__(self, labels, options, keep_logits):
+        self.labels, self.options, self.keep_logits = labels, options, keep_logits
+        self.loss = self.token_accuracy = self.predicted_tokens = self.refused = None
+
+    def serve(self, hidden_states, weight, bias):
+        if weight.dim() != 2 or weight.shape[0] == 0:
+            shape = tuple(weight.shape)
+            raise ValueError(
+                f"the head's weight has shape {shape} in the head's own call, not (vocab_size, hidden_size): "
+                "it is sharded, and nothing has gathered it. Wrap the head itself (FSDP, DeepSpeed)."
+            )
+        hidden_size = hidden_states.shape[-1]
+        if type(weight) not in (nn.Parameter, torch.Tensor):
+            self.refused = f"the head's weight is a {type(weight).__name__}, not a plain tensor"
+        elif self.labels.numel() * hidden_size != hidden_states.numel():
+            self.refused = "the head sees another number of rows than there are labels (logits_to_keep)"
+        else:
+            result = loss_utils.LigerForCausalLMLoss(
+                hidden_states, weight, self.labels, hidden_size, bias=bias, **self.options
+            )
+            result = loss_utils.unpack_cross_entropy_result(result)
+            self.loss, _, self.token_accuracy, self.predicted_tokens = result
+
+    def hand_back(self, *args, **kwargs):
+        return self.loss
+
+
+class LigerHead(nn.Linear):
+    """The nn.Linear of a patched model: a plain one, unless a request lies on it."""
+
+    _liger_request = None
+
+    def forward(self, input):
+        request = self._liger_request
+        if request is not None and request.loss is None:
+            request.serve(input, self.weight, self.bias)
+            if request.loss is not None and not request.keep_logits:
+                return request.loss
+        return super().forward(input)
+
+
+def heads(model):
+    """(the leaves that may be called as the model's head, None), or ([], why its head cannot be fused)."""
+    head = _unwrap(model.get_output_embeddings())
+    if type(head).__name__ == "ModulesToSaveWrapper":  # PEFT: one of these, as its adapters are switched
+        leaves = [_unwrap(leaf) for leaf in (head.original_module, *head.modules_to_save.values())]
+    else:
+        leaves = [head]
+    for leaf in leaves:
+        if (
+            type(leaf) is nn.Linear
+            and not surgery.has_own_forward(leaf)
+            and not torch.compiler.is_compiling()
+        ):
+            surgery.swap_class(leaf, LigerHead)  # a head that came after the patch (PEFT, resized embeddings)
+        if not isinstance(leaf, LigerHead):
+            return [], f"the head is a {type(leaf).__module__}.{type(leaf).__name__}, not a plain nn.Linear"
+    return leaves, None
+
+
+def _unwrap(module):
+    return getattr(module, "_fsdp_wrapped_module", module)  # FSDP1 around the head alone
+
+
+def _is_causal_lm_loss(loss_function):
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    return loss_function is ForCausalLMLoss or loss_function is loss_utils.liger_causal_lm_loss_from_logits
+
+
+def _candidates(model, loss_function):
+    """As `heads`, after asking whether the model's loss is one that the head can compute."""
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        return [], "the model is tensor parallel"
+    if not _is_causal_lm_loss(loss_function):
+        name = getattr(loss_function, "__name__", loss_function)
+        return [], f"the model's loss_function is {name}, not ForCausalLMLoss"
+    return heads(model)
+
+
+def _declined(model, reason, changing):
+    """Says once why a call was left to Hugging Face; an error where that would ignore an option."""
+    if changing:
+        raise ValueError(
+            f"{', '.join(changing)} needs the fused head, which cannot serve this call: {reason}"
+        )
+    if model._liger_declined != reason and not torch.compiler.is_compiling():
+        model._liger_declined = reason
+        logger.warning("fused_linear_cross_entropy is left to Hugging Face: %s", reason)
+
+
+def fused_attributes(base, softcap=None):
+    """The attributes that make the Hugging Face class `base` compute its training loss without logits.
+
+    softcap: name of the config's attribute that caps the logits. Keywords of the forward beyond Hugging
+    Face's: `skip_logits` (None: in training with labels), `return_token_accuracy`, `return_predicted_tokens`,
+    and the options of `liger_fused_linear_cross_entropy`.
+    """
+    from ..model.output_classes import rebuild
+
+    original = getattr(base.forward, "_liger_original", base.forward)
+    names = list(inspect.signature(original).parameters)[1:]
+    inherited = base.loss_function
+
+    @functools.wraps(original)
+    def forward(self, *args, **kwargs):
+        kwargs.update(zip(names, args, strict=False))
+        skip_logits = kwargs.pop("skip_logits", None)
+        ours = {name: kwargs.pop(name) for name in _OURS if name in kwargs}
+        target = (
+            kwargs.get("shift_labels") if kwargs.get("shift_labels") is not None else kwargs.get("labels")
+        )
+        if target is None and skip_logits:
+            raise ValueError("skip_logits=True needs labels or shift_labels: nothing but the loss is left")
+        changing = [n for n in _LOSS_CHANGING if isinstance(ours.get(n), torch.Tensor) or ours.get(n)]
+        metrics = any(ours.get(name) for name in _METRICS)
+        if skip_logits is None:
+            skip_logits = self.training
+        if target is not None and kwargs.get("labels") is None:
+            kwargs["labels"] = target  # Hugging Face asks for its loss only where there are labels
+        if target is None or not (skip_logits or changing or metrics):
+            return original(self, **kwargs)
+
+        request, leaves, reason = None, [], None
+        if skip_logits or changing:
+            leaves, reason = _candidates(self, inherited.fget(self))
+        if leaves:
+            options = ours | {name: kwargs[name] for name in _SHARED if kwargs.get(name) is not None}
+            if softcap is not None:
+                options["final_logit_softcapping"] = getattr(self.config, softcap)
+            request = Request(target, options, keep_logits=not skip_logits)
+        return_dict = kwargs.pop("return_dict", None)
+        output = _call_with(request, [self, *leaves], original, self, kwargs)
+        if request is not None and request.loss is None:
+            request, reason = None, request.refused or "its forward did not call the head"
+        if reason is not None:
+            _declined(self, reason, changing)
+        if request is not None:
+            output = rebuild(output, skip_logits, request.token_accuracy, request.predicted_tokens)
+        elif metrics:
+            found = loss_utils.token_metrics(output.logits, **{n: kwargs[n] for n in _TARGETS if n in kwargs})
+            output = rebuild(output, False, *found)
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return output if return_dict else output.to_tuple()
+
+    def loss_function(self):
+        request = self._liger_request
+        if request is not None and request.loss is not None:
+            return request.hand_back
+        return inherited.fget(self)
+
+    forward._liger_original = original
+    return {
+        "forward": forward,
+        "loss_function": property(loss_function, inherited.fset),
+        "_liger_request": None,
+        "_liger_declined": None,
+    }
+
+
+def _call_with(request, modules, forward, model, kwargs):
+    """Hugging Face's forward while the request lies on the model and its head."""
+    for module in modules:
+        module._liger_request = request
+    try:
+        return forward(model, return_dict=True, **kwargs)
+    finally:
+        for module in modules:
+            module._liger_request = None
+
+
+def cross_entropy_attributes(base):
+    """The attributes that make the Hugging Face class `base` use our cross entropy on its logits."""
+    original = getattr(base.forward, "_liger_original", base.forward)
+    inherited = base.loss_function
+
+    def loss_function(self):
+        theirs = inherited.fget(self)
+        return loss_utils.liger_causal_lm_loss_from_logits if _is_causal_lm_loss(theirs) else theirs
+
+    return {"forward": original, "loss_function": property(loss_function, inherited.fset)}
