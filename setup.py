@@ -1,4 +1,7 @@
-"""Builds the native libraries into liger_kernel/lib and packs them as py3-none-<platform>. Options: build_tools/native.py."""
+"""Builds the native libraries into liger_kernel/lib and packs a py3-none-<platform> wheel.
+
+Options are environment variables, listed in build_tools/native.py.
+"""
 
 import os
 import sys
@@ -17,5 +20,10 @@ class PlatformDistribution(Distribution):
 setup(
     distclass=PlatformDistribution,
     ext_modules=[Extension("liger_kernel._native", [])],  # only so that setuptools runs build_ext
-    cmdclass={"build": CleanBuild, "build_ext": NativeBuild, "bdist_wheel": TwoNameWheel, "editable_wheel": TwoNameEditable},
+    cmdclass={
+        "build": CleanBuild,
+        "build_ext": NativeBuild,
+        "bdist_wheel": TwoNameWheel,
+        "editable_wheel": TwoNameEditable,
+    },
 )

@@ -1,1 +1,1 @@
-"""What setup.py is made of: finding torch, compiling the native libraries, and the second distribution name."""
+"""What setup.py is made of: finding torch, compiling the libraries, the second distribution name."""

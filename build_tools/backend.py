@@ -8,7 +8,7 @@ from build_tools.torch_location import MINIMUM, find_torch
 
 def _torch_if_missing():
     torch = find_torch()
-    return [] if torch and torch.new_enough else ["torch>=%d.%d" % MINIMUM]
+    return [] if torch and torch.new_enough else ["torch>={}.{}".format(*MINIMUM)]
 
 
 def get_requires_for_build_wheel(config_settings=None):

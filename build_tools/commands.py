@@ -1,4 +1,4 @@
-"""The setuptools commands: build the libraries, pack them for any Python, answer for upstream's distribution name too."""
+"""The setuptools commands: build the libraries, pack them for any Python, under upstream's name too."""
 
 import fcntl
 import glob
@@ -13,7 +13,7 @@ from setuptools.errors import CompileError
 
 from build_tools.compile_cache import BuildError
 from build_tools.native import NativeLibraries
-from build_tools.second_name import add_second_name
+from build_tools.second_name import add_second_name, write_source_tree_metadata
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -29,7 +29,7 @@ class CleanBuild(build):
 class NativeBuild(build_ext):
     def run(self):
         package_root = ROOT if self.inplace else os.path.abspath(self.build_lib)
-        # Not build_temp: that is a new folder in every editable install, and objects are the same for every Python.
+        # Not build_temp: it is a new folder in every editable install, and objects serve every Python.
         work = os.path.join(ROOT, "build", "native")
         os.makedirs(work, exist_ok=True)
         with open(os.path.join(work, ".lock"), "w") as lock:
@@ -38,6 +38,10 @@ class NativeBuild(build_ext):
                 NativeLibraries(ROOT, work, os.path.join(package_root, "liger_kernel", "lib")).build()
             except BuildError as e:
                 raise CompileError(f"\n{e}") from None
+        if self.inplace:
+            write_source_tree_metadata(
+                os.path.join(ROOT, "build", "metadata"), self.distribution.get_version()
+            )
 
     def get_outputs(self):
         return []

@@ -15,7 +15,7 @@ class BuildError(Exception):
 
 
 class CompileCache:
-    """Objects live in `folder`; beside each lies NAME.json with the command's hash and the files it depended on."""
+    """Objects live in `folder`; beside each lies NAME.json: the command's hash and the files it read."""
 
     def __init__(self, folder, root, n_jobs):
         self.folder, self.root, self.n_jobs = folder, root, n_jobs
@@ -25,7 +25,7 @@ class CompileCache:
         os.makedirs(folder, exist_ok=True)
 
     def run_all(self, jobs):
-        """`jobs`: (name, what to call it in messages, command, salt, inputs) tuples, run in parallel. Returns the outputs, in order."""
+        """Runs (name, title, command, salt, inputs) jobs in parallel and returns their outputs, in order."""
         failed = threading.Event()
         with ThreadPoolExecutor(self.n_jobs) as pool:
             futures = [pool.submit(self._job, failed, *job) for job in jobs]
@@ -39,7 +39,7 @@ class CompileCache:
         return self.run_all([job])[0]
 
     def _job(self, failed, name, title, command, salt=(), inputs=()):
-        """Runs `command -o NAME` unless nothing changed. `inputs` are files beyond those the compiler reports."""
+        """Runs `command -o NAME` unless nothing changed. `inputs`: files that no depfile will list."""
         if failed.is_set():  # another file's error is the one to show
             return None
         output, depfile = os.path.join(self.folder, name), os.path.join(self.folder, name + ".d")
@@ -50,14 +50,25 @@ class CompileCache:
             return output
         compiles = "-c" in command
         extra = ["-MMD", "-MF", depfile] if compiles else []
-        part = os.path.join(self.folder, "part-" + name)  # a killed compiler leaves no half-written object behind
+        part = os.path.join(
+            self.folder, "part-" + name
+        )  # a killed compiler leaves no half-written object behind
         start = time.time()
-        done = subprocess.run([*command, *extra, "-o", part], cwd=self.root, text=True, errors="replace",
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [*command, *extra, "-o", part],
+            cwd=self.root,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         if done.returncode != 0:
             failed.set()
-            raise BuildError(f"{title}: {os.path.basename(command[0])} failed (exit status {done.returncode})\n"
-                             f"{done.stdout.rstrip()}\nThe command was: {' '.join(command)}")
+            raise BuildError(
+                f"{title}: {os.path.basename(command[0])} failed (exit status {done.returncode})\n"
+                f"{done.stdout.rstrip()}\nThe command was: {' '.join(command)}"
+            )
         os.replace(part, output)
         read = {*inputs, *(_read_depfile(depfile) if compiles else ())}
         self._remember(output, key, read, start)
@@ -87,14 +98,17 @@ class CompileCache:
         try:
             with open(output + ".json", encoding="utf-8") as f:
                 known = json.load(f)
-            return known["key"] == key and os.path.exists(output) and all(
-                self._stamp(path) == stamp for path, stamp in known["files"].items())
+            return (
+                known["key"] == key
+                and os.path.exists(output)
+                and all(self._stamp(path) == stamp for path, stamp in known["files"].items())
+            )
         except (OSError, ValueError, KeyError):
             return False
 
     def _remember(self, output, key, files, start):
         stamps = {path: self._stamp(path) for path in files}
-        # A file written while the compiler ran may not be what it read: an impossible stamp compiles it again.
+        # A file written while the compiler ran may not be what it read: no stamp will ever equal -1.
         stamps = {path: stamp if stamp[0] < start * 1e9 else [-1, -1] for path, stamp in stamps.items()}
         with open(output + ".json", "w", encoding="utf-8") as f:
             json.dump({"key": key, "files": stamps}, f)

@@ -1,8 +1,8 @@
 """Lets our wheel answer for the distribution `liger-kernel`, which downstream packages look up by name.
 
-A second .dist-info folder travels under <name>.data/purelib, since pip refuses two at a wheel's top level.  It has no RECORD
-of its own: its files stand in ours, so uninstalling liger-kernel-c removes both, and pip refuses to replace `liger-kernel`
-alone, which would leave a mixture of two packages behind.
+A second .dist-info folder travels under <name>.data/purelib, since pip refuses two at a wheel's top level. It
+has no RECORD of its own: its files stand in ours, so uninstalling liger-kernel-c removes both, and pip refuses
+to replace `liger-kernel` alone, which would leave a mixture of two packages behind.
 """
 
 import base64
@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -20,12 +21,18 @@ MARKER = "liger_kernel_c.txt"  # liger_kernel/_upstream.py looks for it
 def second_name_files():
     with open(os.path.join(ROOT, "liger_kernel", "_version.py"), encoding="utf-8") as f:
         version = re.search(r'^UPSTREAM_VERSION = "(.*)"', f.read(), re.M)[1]
-    metadata = (f"Metadata-Version: 2.1\nName: liger-kernel\nVersion: {version}\n"
-                "Summary: Stands for the API of Liger Kernel that the installed liger-kernel-c provides.\n")
-    note = "This folder belongs to the distribution liger-kernel-c. Remove it with: pip uninstall liger-kernel-c\n"
+    metadata = (
+        f"Metadata-Version: 2.1\nName: liger-kernel\nVersion: {version}\n"
+        "Summary: Stands for the API of Liger Kernel that the installed liger-kernel-c provides.\n"
+    )
+    note = "This folder belongs to liger-kernel-c. To remove it: pip uninstall liger-kernel-c\n"
     folder = f"liger_kernel-{version}.dist-info"
-    return {f"{folder}/METADATA": metadata, f"{folder}/top_level.txt": "liger_kernel\n",
-            f"{folder}/INSTALLER": "liger-kernel-c\n", f"{folder}/{MARKER}": note}
+    return {
+        f"{folder}/METADATA": metadata,
+        f"{folder}/top_level.txt": "liger_kernel\n",
+        f"{folder}/INSTALLER": "liger-kernel-c\n",
+        f"{folder}/{MARKER}": note,
+    }
 
 
 def add_second_name(wheel):
@@ -50,3 +57,17 @@ def add_second_name(wheel):
             csv.writer(out, lineterminator="\n").writerows(rows)
             new.writestr(record_name, out.getvalue())
     os.replace(wheel + ".part", wheel)
+
+
+def write_source_tree_metadata(folder, version):
+    """Both names for runs from the source tree without installation: tests put `folder` on sys.path."""
+    shutil.rmtree(folder, ignore_errors=True)
+    ours = f"liger_kernel_c-{version}.dist-info"
+    files = second_name_files() | {
+        f"{ours}/METADATA": f"Metadata-Version: 2.1\nName: liger-kernel-c\nVersion: {version}\n",
+        f"{ours}/top_level.txt": "liger_kernel\n",
+    }
+    for name, text in files.items():
+        os.makedirs(os.path.join(folder, os.path.dirname(name)), exist_ok=True)
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+            f.write(text)

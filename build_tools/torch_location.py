@@ -1,7 +1,7 @@
 """Finds the torch to build against without importing it, also from inside pip's isolated build environment.
 
-pip (and uv) hide the interpreter's own site-packages while they build.  A torch downloaded only for the build would
-be another one than the torch that later loads our libraries, and 200 MB to 3 GB of it, so we look past the isolation.
+pip (and uv) hide the interpreter's own site-packages while they build. A torch downloaded only for the build
+would be another one than the torch that later loads our libraries, and up to 3 GB: we look past the isolation.
 """
 
 import ast
@@ -12,7 +12,7 @@ import re
 import site
 import sys
 import sysconfig
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 MINIMUM = (2, 10)
 
@@ -20,8 +20,8 @@ MINIMUM = (2, 10)
 class Torch(NamedTuple):
     path: str  # the package's folder
     version: str
-    cuda: Optional[str]  # torch.version.cuda, None for builds without CUDA
-    hip: Optional[str]
+    cuda: str | None  # torch.version.cuda, None for builds without CUDA
+    hip: str | None
 
     @property
     def new_enough(self):
@@ -47,21 +47,30 @@ def _describe(path):
         for node in ast.parse(f.read()).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             for target in targets:
-                if getattr(target, "id", None) in names and isinstance(getattr(node, "value", None), ast.Constant):
+                if getattr(target, "id", None) in names and isinstance(
+                    getattr(node, "value", None), ast.Constant
+                ):
                     names[target.id] = node.value.value
     return Torch(path, names["__version__"], names["cuda"], names["hip"])
 
 
 def _real_site_packages():
-    """Site-packages of the interpreter that runs the build, of an activated environment, of the user and the system."""
+    """Site-packages of the building interpreter, an activated environment, the user and the system."""
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    prefix = os.environ.get("VIRTUAL_ENV")  # uv and `python -m build` run the build in an environment of their own
+    prefix = os.environ.get(
+        "VIRTUAL_ENV"
+    )  # uv and `python -m build` run the build in an environment of their own
     if prefix:
-        folders += [sysconfig.get_path(key, vars={"base": prefix, "platbase": prefix}) for key in ("purelib", "platlib")]
+        folders += [
+            sysconfig.get_path(key, vars={"base": prefix, "platbase": prefix})
+            for key in ("purelib", "platlib")
+        ]
     if _sees_system_packages():
         folders.append(site.getusersitepackages())
         folders += site.getsitepackages([sys.base_prefix])  # knows Debian's dist-packages
-        folders.append(sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix}))
+        folders.append(
+            sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
+        )
     return [f for f in dict.fromkeys(folders) if f]
 
 

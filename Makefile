@@ -1,0 +1,60 @@
+# The habits of the house. Each target sets itself up in .venv, from pinned versions, and builds the libraries.
+#   make test PYTHON=python3     uses that environment instead, and installs nothing into it
+#   make test ARGS="-k rms_norm" passes arguments on; make demo DEVICE=cuda runs on a GPU
+VENV := .venv
+DEVICE ?= cpu
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY :=
+else
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+endif
+
+.PHONY: demo test test-cuda lint format check bench mutants wheel clean build
+
+demo: build
+	$(PY) examples/train_llama/train.py --device $(DEVICE) $(ARGS)
+
+test: build
+	$(PY) -m pytest -q test $(ARGS)
+
+test-cuda: build
+	$(PY) -m pytest -q test --device cuda $(ARGS)
+
+lint: build
+	$(PY) -m ruff check .
+	git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs $(dir $(shell command -v $(PY)))clang-format --dry-run -Werror
+	$(PY) tools/lint.py
+
+format: $(READY)
+	-$(PY) -m ruff check --fix --quiet .
+	git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs $(dir $(shell command -v $(PY)))clang-format -i
+
+check: $(READY)
+	$(PY) test/c/run.py --sanitize
+
+bench: build
+	$(PY) -m benchmark.run --device $(DEVICE) $(ARGS)
+
+mutants: build
+	$(PY) test/mutants/run.py --device $(DEVICE) $(ARGS)
+
+wheel: $(READY)
+	$(PY) setup.py -q bdist_wheel
+
+# setuptools compiles only what changed, so this runs every time
+build: $(READY)
+	$(PY) setup.py -q build_ext --inplace
+
+# torch first, from the pinned set; then the rest; then ourselves, editable, so that our metadata answers as installed
+$(VENV)/ready: constraints.txt pyproject.toml
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt torch numpy setuptools wheel
+	$(VENV)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,examples,benchmark]'
+	touch $@
+
+clean:
+	rm -rf build dist liger_kernel/lib test/build demo_output *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
