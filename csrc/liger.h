@@ -101,6 +101,42 @@ typedef struct {
   liger_dtype x_dtype;
 } liger_cross_entropy_args;
 
+/* The sums over the targets have a fixed order, so one call takes all rows (begin 0, end n_rows on the CPU). */
+LIGER_API liger_status liger_cross_entropy_count_cpu(const liger_cross_entropy_count_args *a, int64_t begin, int64_t end);
+LIGER_API int64_t liger_cross_entropy_count_workspace_cuda(int64_t n_rows, int64_t n_cols);
+LIGER_API liger_status liger_cross_entropy_count_cuda(const liger_cross_entropy_count_args *a, void *stream);
+LIGER_API liger_status liger_cross_entropy_cpu(const liger_cross_entropy_args *a, int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_cross_entropy_cuda(const liger_cross_entropy_args *a, void *stream);
+/* the first row whose target is neither ignore_index nor in [0, n_cols), or -1 */
+LIGER_API int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_stride, int64_t n_rows,
+                                                    int64_t n_cols, int64_t ignore_index);
+
+/* ---- reductions and scales of losses -------------------------------------------------------------------------------- */
+typedef struct {
+  void *out;           /* real[1]: sum(x) / divisor, the terms in a fixed order; 0 where the divisor is 0 */
+  const void *x;       /* (n) real */
+  const void *divisor; /* real[1], on the same device; NULL: 1 */
+  void *workspace;     /* liger_row_sum_workspace_cuda(n) bytes; unused on the CPU */
+  int64_t n;
+  liger_dtype dtype; /* of "real": fp32 or fp64 */
+} liger_row_sum_args;
+
+/* dst = src * scale, the incoming gradient times a gradient that the forward saved. With dst == src, rows whose scale is
+ * exactly 1 are not touched: the usual loss.backward() costs one launch that returns at once, and nothing waits for the value. */
+typedef struct {
+  void *dst;         /* (n_rows, n_cols) x_dtype */
+  const void *src;   /* (n_rows, n_cols) x_dtype; may be dst */
+  const void *scale; /* (n_rows) scale_dtype with stride scale_stride (0: one value for all) */
+  int64_t n_rows, n_cols, dst_row_stride, src_row_stride, scale_stride;
+  liger_dtype x_dtype, scale_dtype; /* scale_dtype: fp32 or fp64 */
+} liger_scale_grad_args;
+
+LIGER_API liger_status liger_row_sum_cpu(const liger_row_sum_args *a, int64_t begin, int64_t end); /* begin 0, end n */
+LIGER_API int64_t liger_row_sum_workspace_cuda(int64_t n);
+LIGER_API liger_status liger_row_sum_cuda(const liger_row_sum_args *a, void *stream);
+LIGER_API liger_status liger_scale_grad_cpu(const liger_scale_grad_args *a, int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_scale_grad_cuda(const liger_scale_grad_args *a, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -275,4 +275,35 @@ static inline float tanh_f32(float x) {
   return a < 0.625f ? small : x < 0 ? -large : x != x ? x : large;
 }
 static inline real tanh_real(real x) { return sizeof(real) == 4 ? (real)tanh_f32((float)x) : (real)tanh((double)x); }
+
+/* ---- online softmax ---------------------------------------------------------------------------------------------------- */
+/* m: the largest element so far, d: sum of e^(z - m). Nothing but -inf so far: m = -inf, d = 0, and lse = -inf without a NaN. */
+typedef struct {
+  real m, d;
+} softmax_state;
+static const softmax_state softmax_empty = {-INFINITY, 0};
+
+/* what is subtracted before exp: m, except that -inf - -inf must not arise */
+static inline real softmax_ref(real m) { return m == -INFINITY ? 0 : m; }
+
+static inline softmax_state softmax_merge(softmax_state a, softmax_state b) {
+  const real m = a.m > b.m ? a.m : b.m, ref = softmax_ref(m);
+  const softmax_state s = {m, a.d * exp_real(a.m - ref) + b.d * exp_real(b.m - ref)};
+  return s;
+}
+/* s with the n elements of z (a tile that stays in cache: it is read twice) */
+static inline softmax_state softmax_push(softmax_state s, const real *restrict z, int64_t n) {
+  real m = s.m, d = 0;
+#pragma omp simd reduction(max : m)
+  for (int64_t i = 0; i < n; i++)
+    m = z[i] > m ? z[i] : m; /* a NaN loses here and is found by the sum */
+  const real ref = softmax_ref(m);
+#pragma omp simd reduction(+ : d)
+  for (int64_t i = 0; i < n; i++)
+    d += exp_real(z[i] - ref);
+  const softmax_state t = {m, s.d * exp_real(s.m - ref) + d};
+  return t;
+}
+static inline real log_real(real x) { return (real)log((double)x); }
+static inline real softmax_lse(softmax_state s) { return s.m + log_real(s.d); }
 #endif

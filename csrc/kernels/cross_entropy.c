@@ -1,0 +1,194 @@
+/* cross_entropy   ce = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i),   loss = t (ce_scale ce + z_scale s lse^2)     per row
+ *                 dX and the meaning of ce_scale, z_scale and t: see liger_cross_entropy_args
+ * Shapes          X dX (n_rows, n_cols), last dim contiguous; loss z_loss accuracy predicted target (n_rows); weight (n_cols)
+ * Rounding        everything in `real`; p - 1 is formed before anything is rounded; dX is rounded once
+ * Plan            a row passes through a buffer of CE_TILE columns that stays in L1, once for the softmax statistics and once
+ *                 more for the gradient; the second reading of the row comes from L2
+ * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118; online softmax arXiv:1805.02867 */
+#include "primitives.h"
+
+enum { CE_TILE = 2048 };
+
+/* what the forward pass over one row found */
+typedef struct {
+  softmax_state softmax;
+  real wz;        /* sum_i w_i (z_i - ref(m)), for label smoothing alone */
+  int64_t argmax; /* the smallest index at a tie */
+} row_stats;
+
+/* z[0..n) = logits [c, c + n) of a row, softcapped */
+static void load_logits(const liger_cross_entropy_args *a, int64_t row, int64_t c, int64_t n, real *restrict z) {
+  load_row(z, a->X, row * a->X_row_stride + c, n, a->x_dtype);
+  if (a->softcap != 0) {
+    const real cap = (real)a->softcap, inv = 1 / cap;
+    for (int64_t i = 0; i < n; i++)
+      z[i] = cap * tanh_real(z[i] * inv);
+  }
+}
+
+static row_stats read_row(const liger_cross_entropy_args *a, int64_t row, int want_argmax) {
+  real z[CE_TILE];
+  row_stats s = {softmax_empty, 0, 0};
+  real w_before = 0; /* the weights of the columns that wz holds */
+  for (int64_t c = 0; c < a->n_cols; c += CE_TILE) {
+    const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE;
+    load_logits(a, row, c, n, z);
+    const real m_before = s.softmax.m;
+    s.softmax = softmax_push(s.softmax, z, n);
+    const real m = s.softmax.m, ref = softmax_ref(m);
+    if (want_argmax && m > m_before) {
+      int64_t i = 0;
+      while (z[i] != m)
+        i++;
+      s.argmax = c + i;
+    }
+    if (a->label_smoothing != 0) { /* relative to the maximum, so that logits around 1e4 do not cancel */
+      const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
+      real wz = 0, w_tile = 0;
+      if (w) {
+#pragma omp simd reduction(+ : wz, w_tile)
+        for (int64_t i = 0; i < n; i++) {
+          wz += w[i] == 0 ? 0 : w[i] * (z[i] - ref); /* a class without weight may be masked by -inf */
+          w_tile += w[i];
+        }
+      } else {
+#pragma omp simd reduction(+ : wz)
+        for (int64_t i = 0; i < n; i++)
+          wz += z[i] - ref;
+        w_tile = (real)n;
+      }
+      s.wz += wz - w_before * (ref - softmax_ref(m_before));
+      w_before += w_tile;
+    }
+  }
+  return s;
+}
+
+static void fill_gradient(const liger_cross_entropy_args *a, int64_t row, real value) {
+  real dz[CE_TILE];
+  for (int64_t i = 0; i < CE_TILE; i++)
+    dz[i] = value;
+  for (int64_t c = 0; c < a->n_cols; c += CE_TILE)
+    store_row(a->dX, row * a->dX_row_stride + c, dz, a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE, a->x_dtype);
+}
+
+/* the outputs of a row that has no loss of its own: value 0 for an ignored row, NaN for a label out of range */
+static void fill_row(const liger_cross_entropy_args *a, int64_t row, real value) {
+  ((real *)a->loss)[row] = value;
+  if (a->z_loss)
+    ((real *)a->z_loss)[row] = value;
+  if (a->accuracy)
+    ((real *)a->accuracy)[row] = value;
+  if (a->predicted)
+    a->predicted[row] = -1;
+  if (a->dX)
+    fill_gradient(a, row, value);
+}
+
+/* dX_i = (p_scale p_i - w_scale w_i) (1 - (z_i/softcap)^2), and column y = dz_y times that factor */
+static void write_gradient(const liger_cross_entropy_args *a, int64_t row, int64_t y, softmax_state s, real p_scale,
+                           real w_scale, real dz_y) {
+  real z[CE_TILE], dz[CE_TILE];
+  const real k = p_scale / s.d, m = s.m;
+  for (int64_t c = 0; c < a->n_cols; c += CE_TILE) {
+    const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE;
+    load_logits(a, row, c, n, z);
+    for (int64_t i = 0; i < n; i++)
+      dz[i] = k * exp_real(z[i] - m);
+    if (w_scale != 0) {
+      const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
+      for (int64_t i = 0; i < n; i++)
+        dz[i] -= w ? w_scale * w[i] : w_scale;
+    }
+    if (y >= c && y < c + n)
+      dz[y - c] = dz_y;
+    if (a->softcap != 0) {
+      const real inv = 1 / (real)a->softcap;
+      for (int64_t i = 0; i < n; i++)
+        dz[i] *= 1 - (z[i] * inv) * (z[i] * inv);
+    }
+    store_row(a->dX, row * a->dX_row_stride + c, dz, n, a->x_dtype);
+  }
+}
+
+liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int64_t row_begin, int64_t row_end) {
+  const real *const stats = (const real *)a->stats;
+  const real ce_scale = stats[LIGER_CE_SCALE], z_scale = stats[LIGER_CE_Z_SCALE], w_sum = stats[LIGER_CE_W_SUM];
+  const real smoothing = (real)a->label_smoothing, each = smoothing / (real)a->n_cols;
+  for (int64_t row = row_begin; row < row_end; row++) {
+    const int64_t y = a->target[row * a->target_stride];
+    if (y == a->ignore_index || y < 0 || y >= a->n_cols) {
+      fill_row(a, row, y == a->ignore_index ? 0 : NAN);
+      continue;
+    }
+    real z_y = 0; /* read before dX, which may lie over X, is written */
+    load_logits(a, row, y, 1, &z_y);
+    const real w_y = a->weight ? ((const real *)a->weight)[y] : 1;
+    const row_stats s = read_row(a, row, a->accuracy || a->predicted);
+    const int dead = s.softmax.m == -INFINITY && s.softmax.d == 0; /* nothing but -inf: no probabilities, no gradient */
+    const real log_d = log_real(s.softmax.d), ref = softmax_ref(s.softmax.m), lse = s.softmax.m + log_d;
+    /* differences to the maximum first: exact where the logits are large */
+    const real log_p = dead || z_y == -INFINITY ? -INFINITY : (z_y - ref) - log_d;
+    const real hard = (1 - smoothing) * w_y, t = a->token_scaling ? exp_real(log_p) : 1;
+    real ce = hard == 0 ? 0 : -hard * log_p; /* a coefficient of 0 wins over an infinite loss */
+    if (each != 0)
+      ce += dead ? INFINITY : each * (w_sum * log_d - s.wz);
+    const real z_loss = a->lse_square_scale == 0 ? 0 : z_scale * (real)a->lse_square_scale * lse * lse;
+    ((real *)a->loss)[row] = t == 0 ? 0 : t * ((ce_scale == 0 ? 0 : ce_scale * ce) + z_loss);
+    if (a->z_loss)
+      ((real *)a->z_loss)[row] = t == 0 ? 0 : t * z_loss;
+    if (a->accuracy)
+      ((real *)a->accuracy)[row] = s.argmax == y;
+    if (a->predicted)
+      a->predicted[row] = s.argmax;
+    if (!a->dX)
+      continue;
+    if (dead) {
+      fill_gradient(a, row, 0);
+      continue;
+    }
+    const real g = a->row_grad ? ((const real *)a->row_grad)[row * a->row_grad_stride] : 1;
+    const real scale = g * t * ce_scale, z_grad = g * t * z_scale * 2 * (real)a->lse_square_scale * lse;
+    const real p_y = exp_real(log_p);
+    /* p - 1 as one difference, before any factor */
+    const real dz_y = scale * (hard * (p_y - 1) + each * (w_sum * p_y - w_y)) + z_grad * p_y;
+    write_gradient(a, row, y, s.softmax, scale * (hard + each * w_sum) + z_grad, scale * each, dz_y);
+  }
+  return LIGER_OK;
+}
+
+liger_status LIGER_KERNEL(cross_entropy_count)(const liger_cross_entropy_count_args *a, int64_t begin, int64_t end) {
+  const real *const weight = (const real *)a->weight;
+  double w_valid = 0, w_sum = weight ? 0 : (double)a->n_cols;
+  int64_t n_valid = 0;
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t y = a->target[row * a->target_stride];
+    if (y == a->ignore_index)
+      continue;
+    n_valid++;
+    w_valid += !weight ? 1 : y >= 0 && y < a->n_cols ? (double)weight[y] : 0;
+  }
+  for (int64_t i = 0; weight && i < a->n_cols; i++)
+    w_sum += (double)weight[i];
+  const int mean = a->reduction == LIGER_REDUCE_MEAN;
+  real *const stats = (real *)a->stats;
+  stats[LIGER_CE_SCALE] = !mean ? 1 : w_valid == 0 ? 0 : (real)(1 / w_valid);
+  stats[LIGER_CE_Z_SCALE] = !mean ? 1 : n_valid == 0 ? 0 : (real)(1 / (double)n_valid);
+  stats[LIGER_CE_W_SUM] = (real)w_sum;
+  stats[LIGER_CE_N_VALID] = (real)n_valid;
+  return LIGER_OK;
+}
+
+#if LIGER_BASE_UNIT
+int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_stride, int64_t n_rows, int64_t n_cols,
+                                          int64_t ignore_index) {
+  for (int64_t row = 0; row < n_rows; row++) {
+    const int64_t y = target[row * target_stride];
+    if (y != ignore_index && (y < 0 || y >= n_cols))
+      return row;
+  }
+  return -1;
+}
+#endif
+LIGER_CPU_ENTRY(cross_entropy, liger_cross_entropy_args, x_dtype);
+LIGER_CPU_ENTRY(cross_entropy_count, liger_cross_entropy_count_args, x_dtype);
