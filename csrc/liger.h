@@ -63,6 +63,64 @@ LIGER_API liger_status liger_rms_norm_fwd_cuda(const liger_rms_norm_fwd_args *a,
 LIGER_API int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
 LIGER_API liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a, void *stream);
 
+/* ---- swiglu, geglu -----------------------------------------------------------------------------------------------
+ *   C  = act(g A) * B * d                        act: silu, or gelu's tanh form; g, d: gate and down multipliers
+ *   dA = dC * B * act'(g A) * g * d,   dB = dC * act(g A) * d
+ * The CPU functions take a range of tiles: tile t is LIGER_GLU_TILE columns (or what is left) of row t / tiles per row. Contiguous
+ * tensors are one row of all their elements.                                                                       */
+enum { LIGER_GLU_TILE = 1024 };
+
+typedef struct {
+  void *C; /* (n_rows, n_cols), contiguous, c_dtype */
+  const void *A, *B;
+  int64_t n_rows, n_cols, A_row_stride, B_row_stride;
+  double gate_multiplier, down_multiplier;
+  liger_dtype a_dtype, b_dtype, c_dtype;
+} liger_glu_fwd_args;
+
+typedef struct {
+  void *dA, *dB; /* (n_rows, n_cols), contiguous, a_dtype and b_dtype; either may be NULL: not wanted */
+  const void *dC, *A, *B;
+  int64_t n_rows, n_cols, dC_row_stride, A_row_stride, B_row_stride;
+  double gate_multiplier, down_multiplier;
+  liger_dtype a_dtype, b_dtype, c_dtype; /* c_dtype: dC's */
+} liger_glu_bwd_args;
+
+LIGER_API liger_status liger_swiglu_fwd_cpu(const liger_glu_fwd_args *a, int64_t tile_begin, int64_t tile_end);
+LIGER_API liger_status liger_swiglu_bwd_cpu(const liger_glu_bwd_args *a, int64_t tile_begin, int64_t tile_end);
+LIGER_API liger_status liger_swiglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream);
+LIGER_API liger_status liger_swiglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream);
+LIGER_API liger_status liger_geglu_fwd_cpu(const liger_glu_fwd_args *a, int64_t tile_begin, int64_t tile_end);
+LIGER_API liger_status liger_geglu_bwd_cpu(const liger_glu_bwd_args *a, int64_t tile_begin, int64_t tile_end);
+LIGER_API liger_status liger_geglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream);
+LIGER_API liger_status liger_geglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream);
+
+/* ---- rope --------------------------------------------------------------------------------------------------------
+ * Of every head's vector x, with h = rotary_dim / 2 and the angle's cosine c_i and sine s_i of the token's position:
+ *   y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h),   y_j = x_j   (j >= rotary_dim)
+ * Backward is the same map with s negated. Only the first h columns of the tables are read. */
+typedef struct {
+  int64_t batch, head, token; /* in elements; the last dimension is contiguous */
+} liger_rope_strides;
+
+typedef struct {
+  void *Q_out, *K_out; /* as Q, K, with strides of their own */
+  const void *Q, *K;   /* (batch, n_heads, seq_len, head_dim) in any order of the first three */
+  const void *cos, *sin;
+  const int64_t *position_ids; /* (batch, seq_len): rows of the tables; NULL: row = token, batch by the batch stride */
+  liger_rope_strides Q_out_strides, K_out_strides, Q_strides, K_strides;
+  int64_t cos_batch_stride, cos_row_stride, sin_batch_stride, sin_row_stride;
+  int64_t position_batch_stride, position_token_stride;
+  int64_t batch, n_q_heads, n_kv_heads, seq_len, head_dim, rotary_dim;
+  int64_t n_positions; /* rows of the tables. A position outside [0, n_positions): nothing is read, the token's output is NaN */
+  int backward;
+  liger_dtype q_dtype, k_dtype, table_dtype;
+} liger_rope_args;
+
+/* tokens [begin, end) of batch * seq_len */
+LIGER_API liger_status liger_rope_cpu(const liger_rope_args *a, int64_t token_begin, int64_t token_end);
+LIGER_API liger_status liger_rope_cuda(const liger_rope_args *a, void *stream);
+
 /* ---- cross_entropy ---------------------------------------------------------------------------------------------------
  * Per row, with z = softcap * tanh(X / softcap) (or X), p = softmax(z), y = target, V = n_cols, a = label_smoothing:
  *   ce   = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i)          w: class weights, or 1

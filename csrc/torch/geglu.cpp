@@ -1,0 +1,22 @@
+// Glue of geglu: schema and entry points; the work is in glu_torch.h.
+#include "glu_torch.h"
+
+using torch::stable::Tensor;
+
+namespace {
+Tensor geglu_fwd(const Tensor &a, const Tensor &b) { return liger::glu_fwd("geglu_fwd", LIGER_FN(geglu_fwd), a, b, 1.0, 1.0); }
+std::tuple<Tensor, Tensor> geglu_bwd(const Tensor &dc, const Tensor &a, const Tensor &b) {
+  return liger::glu_bwd("geglu_bwd", LIGER_FN(geglu_bwd), dc, a, b, 1.0, 1.0);
+}
+} // namespace
+
+#if !LIGER_GPU
+STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
+  m.def("geglu_fwd(Tensor a, Tensor b) -> Tensor");
+  m.def("geglu_bwd(Tensor dc, Tensor a, Tensor b) -> (Tensor da, Tensor db)");
+}
+#endif
+STABLE_TORCH_LIBRARY_IMPL(liger, LIGER_BACKEND, m) {
+  m.impl("geglu_fwd", TORCH_BOX(&geglu_fwd));
+  m.impl("geglu_bwd", TORCH_BOX(&geglu_bwd));
+}
