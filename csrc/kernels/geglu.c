@@ -8,12 +8,16 @@
 #define TWO_SQRT_2_OVER_PI ((real)1.5957691216057307117597842397375)
 #define CUBIC ((real)0.044715)
 
-static inline real activation(real x) { return x * sigmoid(TWO_SQRT_2_OVER_PI * x * (1 + CUBIC * x * x)); }
+static inline real activation(real x) {
+  real rest;
+  return x * sigmoid_and_complement(TWO_SQRT_2_OVER_PI * x * (1 + CUBIC * x * x), &rest);
+}
 
 static inline real activation_grad(real x, real *value) {
-  const real x2 = x * x, s = sigmoid(TWO_SQRT_2_OVER_PI * x * (1 + CUBIC * x2));
+  real rest;
+  const real x2 = x * x, s = sigmoid_and_complement(TWO_SQRT_2_OVER_PI * x * (1 + CUBIC * x2), &rest);
   *value = x * s;
-  return s + *value * (1 - s) * (TWO_SQRT_2_OVER_PI * (1 + 3 * CUBIC * x2));
+  return s + *value * rest * (TWO_SQRT_2_OVER_PI * (1 + 3 * CUBIC * x2));
 }
 
 #include "glu.h"

@@ -241,26 +241,52 @@ static inline void block_rows(int64_t b, int64_t n_blocks, int64_t n_rows, int64
 }
 
 /* ---- functions that the compiler can vectorise ------------------------------------------------------------------------ */
-/* e^x: 2^n * e^r with r = x - n ln 2 in [-.35, .35], degree-6 polynomial; within 1 ulp; 0 below -87.3 (no denormals), inf above 88.7 */
-static inline float exp_f32(float x) {
+/* e^x: 2^n * e^r with r = x - n ln 2 in [-.35, .35], degree-6 polynomial; within 1 ulp. */
+static inline float exp_reduce(float x, int32_t *exponent) { /* e^r and n, for |x| < 2^22 ln 2 */
   const float magic = 0x1.8p23f; /* adding it rounds to an integer in the low mantissa bits */
-  const float c = x < -87.336f ? -87.336f : x > 88.72f ? 88.72f : x;
-  const float k = c * 0x1.715476p0f + magic, n = k - magic;
-  const float r = (c - n * 0x1.62e400p-1f) - n * 0x1.7f7d1cp-20f;
+  const float k = x * 0x1.715476p0f + magic, n = k - magic;
+  const float r = (x - n * 0x1.62e400p-1f) - n * 0x1.7f7d1cp-20f;
   float p = 0x1.6c0a0cp-10f;
   p = p * r + 0x1.111e9ap-7f;
   p = p * r + 0x1.5555a2p-5f;
   p = p * r + 0x1.5554d2p-3f;
   p = p * r + 0x1.000000p-1f;
-  p = p * r * r + r + 1.0f;
+  *exponent = (int32_t)(bits_of_f32(k) - bits_of_f32(magic));
+  return p * r * r + r + 1.0f;
+}
+/* for x in [-87.3, 88.3], where the result and 2^n are normal numbers; a NaN stays one */
+static inline float exp_normal_f32(float x) {
+  int32_t n;
+  const float p = exp_reduce(x, &n);
+  return p * f32_of_bits((uint32_t)(n + 127) << 23);
+}
+/* for any x: 0 below -87.3 (no denormals), inf above 88.7 */
+static inline float exp_f32(float x) {
+  int32_t n;
+  const float p = exp_reduce(x < -87.336f ? -87.336f : x > 88.72f ? 88.72f : x, &n);
   /* 2^n in two factors, so that n = 128 does not overflow before p < 1 is applied */
-  const int32_t e = (int32_t)(bits_of_f32(k) - bits_of_f32(magic)), h = e >> 1;
-  const float y = p * f32_of_bits((uint32_t)(h + 127) << 23) * f32_of_bits((uint32_t)(e - h + 127) << 23);
+  const int32_t h = n >> 1;
+  const float y = p * f32_of_bits((uint32_t)(h + 127) << 23) * f32_of_bits((uint32_t)(n - h + 127) << 23);
   return x < -87.336f ? 0.0f : x > 88.7228f ? INFINITY : x != x ? x : y;
 }
 static inline real exp_real(real x) { return sizeof(real) == 4 ? (real)exp_f32((float)x) : (real)exp((double)x); }
 
 static inline real sigmoid(real x) { return 1 / (1 + exp_real(-x)); }
+
+/* sigmoid, and 1 - sigmoid in *complement without the cancellation. Faster than the above: where e^-x would leave the range of
+ * normal numbers it is held at its border, so no result is exact 0 or 1 there. A NaN stays one.                          */
+static inline real sigmoid_and_complement(real x, real *complement) {
+  real e;
+  if (sizeof(real) == 4) {
+    const float v = (float)x, c = -87.0f > v ? -87.0f : v;
+    e = (real)exp_normal_f32(-(87.0f < c ? 87.0f : c));
+  } else {
+    e = (real)exp(-(double)(x < -700 ? -700 : x > 700 ? 700 : x));
+  }
+  const real s = 1 / (1 + e);
+  *complement = e * s;
+  return s;
+}
 
 /* tanh: odd polynomial up to .625, where 1 - 2/(e^2x + 1) would cancel */
 static inline float tanh_f32(float x) {

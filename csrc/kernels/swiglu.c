@@ -4,12 +4,16 @@
  * Source     arXiv:2002.05202; LlamaMLP in transformers; the multipliers: FalconH1MLP                                */
 #include "primitives.h"
 
-static inline real activation(real x) { return x * sigmoid(x); }
+static inline real activation(real x) {
+  real rest;
+  return x * sigmoid_and_complement(x, &rest);
+}
 
 static inline real activation_grad(real x, real *value) {
-  const real s = sigmoid(x);
+  real rest;
+  const real s = sigmoid_and_complement(x, &rest);
   *value = x * s;
-  return s + *value * (1 - s);
+  return s + *value * rest;
 }
 
 #include "glu.h"

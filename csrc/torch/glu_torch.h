@@ -35,7 +35,8 @@ template <class Args> int64_t glu_tiles(const Args &args) {
   return args.n_rows * ((args.n_cols + LIGER_GLU_TILE - 1) / LIGER_GLU_TILE);
 }
 template <class Args> int64_t glu_tile_elements(const Args &args) {
-  return args.n_cols < LIGER_GLU_TILE ? args.n_cols : LIGER_GLU_TILE;
+  constexpr int64_t tile = LIGER_GLU_TILE;
+  return args.n_cols < tile ? args.n_cols : tile;
 }
 
 template <class Fn>

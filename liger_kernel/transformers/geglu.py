@@ -1,0 +1,37 @@
+"""GEGLU modules, shaped like the Hugging Face classes they stand in for."""
+
+from torch import nn
+
+from ..ops.geglu import LigerGELUMulFunction
+
+__all__ = ["LigerGEGLUMLP"]
+FUNCTIONAL = ("liger_geglu",)
+
+
+def liger_geglu(a, b):
+    """c = gelu(a) * b with the tanh form of gelu, elementwise; a and b of one shape, float32, bfloat16, float16 (float64 on the CPU).
+
+    Any strides; mixed dtypes promote as in torch. Raises RuntimeError naming the argument for a wrong device, dtype or shape.
+    Source: arXiv:2002.05202.
+    """
+    return LigerGELUMulFunction.apply(a, b)
+
+
+class LigerGEGLUMLP(nn.Module):
+    """down_proj(gelu(gate_proj(x)) * up_proj(x)) with the tanh form of gelu, a stand-in for GemmaMLP.
+
+    Reads `hidden_size` and `intermediate_size` of the config. x: (..., hidden_size). The config's activation is not checked, as upstream has
+    it: Gemma's own configs name it in different ways.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.intermediate_size = config.intermediate_size
+        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(LigerGELUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
