@@ -46,6 +46,32 @@ static __device__ __forceinline__ float to_f32(__half v) { return __half2float(v
 static __device__ __forceinline__ void from_f32(float &d, float v) { d = v; }
 static __device__ __forceinline__ void from_f32(__half &d, float v) { d = __float2half_rn(v); }
 
+/* Two neighbours at once. A conversion of a pair is one instruction where one of a single value is a slow one. */
+template <typename T> static __device__ __forceinline__ void from_f32_pair(T *d, float a, float b) {
+  from_f32(d[0], a);
+  from_f32(d[1], b);
+}
+static __device__ __forceinline__ void from_f32_pair(__half *d, float a, float b) {
+  const __half2 p = __floats2half2_rn(a, b);
+  __builtin_memcpy(d, &p, sizeof p);
+}
+template <typename T> static __device__ __forceinline__ void to_f32_pair(const T *p, float &a, float &b) {
+  a = to_f32(p[0]);
+  b = to_f32(p[1]);
+}
+static __device__ __forceinline__ void to_f32_pair(const gpu_bf16 *p, float &a, float &b) { /* a bf16 is the upper half of an fp32 */
+  uint32_t bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  a = __uint_as_float(bits << 16);
+  b = __uint_as_float(bits & 0xffff0000u);
+}
+#if !LIGER_HIP
+static __device__ __forceinline__ void from_f32_pair(gpu_bf16 *d, float a, float b) {
+  const __nv_bfloat162 p = __floats2bfloat162_rn(a, b);
+  __builtin_memcpy(d, &p, sizeof p);
+}
+#endif
+
 /* The value of the lane whose number differs in the bits of `mask`. Every lane of the warp takes part. */
 template <typename T> static __device__ __forceinline__ T gpu_shfl_xor(T v, int mask) {
 #if LIGER_HIP
@@ -68,6 +94,53 @@ static __device__ __forceinline__ void gpu_store_stream(uint4 *p, uint4 v) {
   *p = v;
 #else
   __stcs(p, v);
+#endif
+}
+
+/* A 16-byte copy from global to shared memory that does not wait and takes no register; zeros where `valid` is false (`from` is then not
+ * read). The thread that issued it may read the bytes after gpu_copy_wait<N>(), when at most its N newest committed groups are still on
+ * the way. Synchronous before sm_80 and on HIP.                                                                                       */
+static __device__ __forceinline__ void gpu_copy_now(uint4 *to, const void *from, bool valid) {
+  *to = valid ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+}
+#if LIGER_HIP
+static __device__ __forceinline__ void gpu_copy_async(uint4 *to, const void *from, bool valid) { gpu_copy_now(to, from, valid); }
+static __device__ __forceinline__ void gpu_copy_commit(void) {}
+template <int N> static __device__ __forceinline__ void gpu_copy_wait(void) {}
+#else
+static __device__ __forceinline__ void gpu_copy_async(uint4 *to, const void *from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+#else
+  gpu_copy_now(to, from, valid);
+#endif
+}
+static __device__ __forceinline__ void gpu_copy_commit(void) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int N> static __device__ __forceinline__ void gpu_copy_wait(void) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+#endif
+
+/* Whether `kernel` can be launched with `bytes` of dynamic shared memory on the current device; allows it if so. Host. */
+template <typename Kernel> static inline bool gpu_allow_shared(Kernel kernel, size_t bytes) {
+  if (bytes <= 47 * 1024) /* 48 KB without leave, and up to 1 KB of it static */
+    return true;
+#if LIGER_HIP
+  (void)kernel;
+  return false;
+#else
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) == cudaSuccess)
+    return true;
+  (void)cudaGetLastError(); /* a smaller chip: the caller has another plan */
+  return false;
 #endif
 }
 

@@ -41,33 +41,40 @@ template <typename T, int N> static __device__ __forceinline__ void store_vec_st
   }
 }
 
-/* out[0..N) = N elements of a vector whose dtype is only known at run time (weights: small, read from cache). The switch is
- * the same for every thread. `aligned`: the base and N allow whole-vector accesses.                                        */
-template <typename T, int N>
-static __device__ __forceinline__ void load_as_f32_typed(float (&out)[N], const T *p, bool aligned) {
-  constexpr int W = N * (int)sizeof(T) <= 16 ? N : 16 / (int)sizeof(T); /* elements of one access */
-  if (aligned) {
+/* Between a vector and fp32 registers, each element rounded once. Kernels that are not bound by memory are bound by the count of
+ * instructions, so pairs are converted together.                                                                             */
+template <typename T, int N> static __device__ __forceinline__ void unpack(float (&out)[N], const vec<T, N> &v) {
+  if constexpr (N % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < N; i += W) {
-      const vec<T, W> x = load_vec<T, W>(p + i);
-#pragma unroll
-      for (int j = 0; j < W; j++)
-        out[i + j] = to_f32(x.v[j]);
-    }
+    for (int j = 0; j < N; j += 2)
+      to_f32_pair(&v.v[j], out[j], out[j + 1]);
   } else {
 #pragma unroll
-    for (int i = 0; i < N; i++)
-      out[i] = to_f32(p[i]);
+    for (int j = 0; j < N; j++)
+      out[j] = to_f32(v.v[j]);
   }
 }
-template <int N>
-static __device__ __forceinline__ void load_as_f32(float (&out)[N], const void *p, int64_t i, liger_dtype t, bool aligned) {
-  if (t == LIGER_BF16)
-    load_as_f32_typed<gpu_bf16, N>(out, (const gpu_bf16 *)p + i, aligned);
-  else if (t == LIGER_F32)
-    load_as_f32_typed<float, N>(out, (const float *)p + i, aligned);
-  else
-    load_as_f32_typed<__half, N>(out, (const __half *)p + i, aligned);
+template <typename T, int N> static __device__ __forceinline__ vec<T, N> pack(const float (&in)[N]) {
+  vec<T, N> v;
+  if constexpr (N % 2 == 0) {
+#pragma unroll
+    for (int j = 0; j < N; j += 2)
+      from_f32_pair(&v.v[j], in[j], in[j + 1]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++)
+      from_f32(v.v[j], in[j]);
+  }
+  return v;
+}
+
+/* out[0..N) = N elements of a vector whose dtype is only known at run time (weights: small, from cache, loaded once). */
+template <int N> static __device__ __forceinline__ void load_as_f32(float (&out)[N], const void *p, int64_t i, liger_dtype t) {
+#pragma unroll
+  for (int j = 0; j < N; j++)
+    out[j] = t == LIGER_BF16  ? to_f32(((const gpu_bf16 *)p)[i + j])
+             : t == LIGER_F32 ? ((const float *)p)[i + j]
+                              : to_f32(((const __half *)p)[i + j]);
 }
 static __device__ __forceinline__ void store_as(void *p, int64_t i, float v, liger_dtype t) {
   if (t == LIGER_BF16)
@@ -90,6 +97,44 @@ static inline bool rows_aligned(const void *base, int64_t row_stride, int64_t n_
   return (uintptr_t)base % 16 == 0 && row_stride * elem_size % 16 == 0 && n_cols * elem_size % 16 == 0;
 }
 
+/* ---- rows of a persistent grid ------------------------------------------------------------------------------------------------ */
+/* A thread owns NV vectors of a row, CHUNK vectors apart, so that their distance is a constant and CHUNK neighbouring threads make
+ * one access: 32 of them for wide rows, 8 or 16 for rows of 8 or 16 threads. threads_per_row is a multiple of CHUNK.               */
+/* `groups` rows side by side in a block; all groups make the same number of turns, since reductions need every thread. */
+template <int NV, int CHUNK> struct row_walk {
+  int groups, group, lane, n_vecs, first_vec;
+  int64_t row, step;
+  __device__ __forceinline__ row_walk(int threads_per_row, int64_t n_cols, int vec_elems)
+      : groups(blockDim.x / threads_per_row), group(threadIdx.x / threads_per_row), lane(threadIdx.x % threads_per_row),
+        n_vecs((int)(n_cols / vec_elems)), first_vec(lane / CHUNK * (CHUNK * NV) + lane % CHUNK),
+        row((int64_t)blockIdx.x * groups + group), step((int64_t)gridDim.x * groups) {}
+  __device__ __forceinline__ bool owns(int i) const { return first_vec + i * CHUNK < n_vecs; }
+};
+
+/* Each thread copies what it will itself need of the next STAGES - 1 rows into its own slots of shared memory, so no barrier is
+ * needed and no register is held while the bytes are on the way. A slot holds NV vectors of 16 bytes of each of INPUTS tensors.      */
+template <int NV, int CHUNK, int STAGES, int INPUTS> struct row_ring {
+  uint4 *first; /* the thread's place in dynamic shared memory, which holds bytes(threads) */
+  static constexpr size_t bytes(int threads) { return (size_t)STAGES * INPUTS * NV * 16 * threads; }
+  __device__ __forceinline__ explicit row_ring(uint4 *shared)
+      : first(shared + threadIdx.x / CHUNK * (STAGES * INPUTS * NV * CHUNK) + threadIdx.x % CHUNK) {}
+  __device__ __forceinline__ uint4 *slot(int stage, int input, int i) const {
+    return first + ((stage * INPUTS + input) * NV + i) * CHUNK;
+  }
+  /* starts the copy of the thread's vectors of a row; `from` is at its first vector; zeros where the row has ended or there is none */
+  template <typename T>
+  __device__ __forceinline__ void fetch(int stage, int input, const T *from, bool live, const row_walk<NV, CHUNK> &at) const {
+#pragma unroll
+    for (int i = 0; i < NV; i++)
+      gpu_copy_async(slot(stage, input, i), from + i * (CHUNK * vec_width<T>::value), live && at.owns(i));
+  }
+  template <typename T> __device__ __forceinline__ vec<T, vec_width<T>::value> read(int stage, int input, int i) const {
+    vec<T, vec_width<T>::value> v;
+    __builtin_memcpy(&v, slot(stage, input, i), 16);
+    return v;
+  }
+};
+
 /* ---- reductions ---------------------------------------------------------------------------------------------------------- */
 struct op_sum {
   static __device__ __forceinline__ float identity() { return 0.0f; }
@@ -107,7 +152,7 @@ template <class Op> static __device__ __forceinline__ float warp_reduce(float v,
   return v;
 }
 
-/* Over the block, in warp order (the same bits every run). All threads call; all hold the result. `scratch` is shared memory
+/* Over a block whose number of warps is a power of two, in a fixed order. All threads call; all hold the result. `scratch` is shared memory
  * for BLOCK_SCRATCH floats. Calls that alternate between two scratch arrays need no barrier in between; one that reuses its own
  * array needs one.                                                                                                          */
 #define BLOCK_SCRATCH (1024 / GPU_MIN_LANES)
@@ -119,10 +164,7 @@ template <class Op> static __device__ __forceinline__ float block_reduce(float v
   if (threadIdx.x % GPU_LANES == 0)
     scratch[threadIdx.x / GPU_LANES] = v;
   __syncthreads();
-  v = Op::identity();
-  for (int i = 0; i < n_warps; i++)
-    v = Op::apply(v, scratch[i]);
-  return v;
+  return warp_reduce<Op>(scratch[threadIdx.x & (n_warps - 1)], n_warps); /* every group of n_warps lanes adds all of them */
 }
 
 /* ---- column sums --------------------------------------------------------------------------------------------------------- */
