@@ -1,0 +1,1 @@
+"""Upstream's place for alternative kernel languages. There is one implementation here, in C."""
