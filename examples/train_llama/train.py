@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from report import NAMES, summary
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone that was built, not installed
+
 
 def options():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
