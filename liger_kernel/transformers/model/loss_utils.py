@@ -142,10 +142,11 @@ def liger_causal_lm_loss_from_logits(
     return loss if num_items_in_batch is None else _per_item(loss, num_items_in_batch)
 
 
-def token_metrics(logits, labels, shift_labels=None, ignore_index=-100):
-    """(token_accuracy, predicted_tokens) from logits: the share of valid tokens predicted, and (BT,) argmax,
-    -1 where ignored."""
+def token_metrics(logits, accuracy, predictions, labels, shift_labels=None, ignore_index=-100):
+    """(share of the valid tokens that the logits predict, (BT,) argmax, -1 where ignored), None where not
+    asked for."""
     target = _shifted(labels, shift_labels, ignore_index).to(logits.device)
     valid = target != ignore_index
     predicted = logits.detach().reshape(-1, logits.shape[-1]).argmax(-1).masked_fill(~valid, -1)
-    return (predicted == target).logical_and(valid).sum() / valid.sum(), predicted
+    share = (predicted == target).logical_and(valid).sum() / valid.sum() if accuracy else None
+    return share, predicted if predictions else None

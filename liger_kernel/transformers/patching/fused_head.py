@@ -174,8 +174,9 @@ def fused_attributes(base, softcap=None):
         if request is not None:
             output = rebuild(output, skip_logits, request.token_accuracy, request.predicted_tokens)
         elif metrics:
-            found = loss_utils.token_metrics(output.logits, **{n: kwargs[n] for n in _TARGETS if n in kwargs})
-            output = rebuild(output, False, *found)
+            known = {name: kwargs[name] for name in _TARGETS if name in kwargs}
+            wanted = [bool(ours.get(name)) for name in _METRICS]
+            output = rebuild(output, False, *loss_utils.token_metrics(output.logits, *wanted, **known))
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
         return output if return_dict else output.to_tuple()
