@@ -1,0 +1,53 @@
+"""Measures upstream Liger Kernel in a process of its own, on the cases that `run.py` sends as JSON."""
+
+import argparse
+import json
+import sys
+
+
+def functions():
+    """{operator: function of a case's arguments}, by upstream's public classes."""
+    import liger_kernel.ops as ops
+
+    def linear(_input, weight, target, **_):
+        return ops.LigerFusedLinearCrossEntropyFunction.apply(_input, weight, target)[0]
+
+    def cross_entropy(_input, target, **_):
+        return ops.LigerCrossEntropyFunction.apply(_input, target, None)[0]
+
+    return {
+        "rms_norm": lambda X, W, eps, **_: ops.LigerRMSNormFunction.apply(X, W, eps, 0.0, "llama", True),
+        "rope": lambda q, k, cos, sin, **_: ops.LigerRopeFunction.apply(q, k, cos, sin),
+        "swiglu": lambda a, b, **_: ops.LigerSiLUMulFunction.apply(a, b),
+        "geglu": lambda a, b, **_: ops.LigerGELUMulFunction.apply(a, b),
+        "cross_entropy": cross_entropy,
+        "fused_linear_cross_entropy": linear,
+    }
+
+
+def main():
+    job = json.load(sys.stdin)
+    a = argparse.Namespace(**job["options"])
+    sys.path.insert(0, a.upstream)  # before ours, which the working directory offers
+    import torch
+
+    import liger_kernel
+
+    from . import machine, run
+
+    if not liger_kernel.__file__.startswith(a.upstream.rstrip("/")):
+        sys.exit(f"--upstream {a.upstream}: liger_kernel came from {liger_kernel.__file__}")
+    known = functions()
+    for op, case, dtype in machine.progress(job["work"], desc="upstream"):
+        if op not in known:
+            print(f"{op}: benchmark/upstream.py does not know how to call it")
+            continue
+        version = f"upstream {machine.version('liger-kernel', a.upstream)}"
+        base = {**job["base"], "op": op, "liger_kernel": version}
+        rows = run.measure({"upstream": known[op]}, case, getattr(torch, dtype), a, base)
+        machine.append_rows(job["out"], rows)
+        print("\n".join(run.show(row) for row in rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
