@@ -36,13 +36,18 @@ class T:
 
 @dataclass(frozen=True)
 class Sample:
-    """Named arguments of one call: `T` is drawn, anything else is passed as it is."""
+    """Named arguments of one call: `T` is drawn, anything else is passed as it is.
+
+    floor: the size of the terms of a gradient that cancel almost entirely (rms_norm of one column: dX is eps of its terms). A unit in the
+    last place is counted at this scale where the tensor's own is smaller. 0 nearly everywhere: it is no tolerance.
+    """
 
     id: str
     args: dict[str, Any]
+    floor: float = 0.0
 
     def with_args(self, id: str, **changes) -> Sample:
-        return Sample(f"{self.id}-{id}", {**self.args, **changes})
+        return Sample(f"{self.id}-{id}", {**self.args, **changes}, self.floor)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class OpSpec:
     ulps        how many units in the last place of the output's dtype the error may exceed eager's own
     grad_factor how many times eager's own error a gradient of kind "w" may have (the linear losses: 3)
     gradcheck   samples small enough for fp64 gradcheck (the first with 0 < size < 64 elements, by default)
+    dynamic     samples that differ in sizes alone, for one compiled graph with dynamic shapes (the first sample with other
+                leading sizes, by default)
     notes       what the docs' table says beside the name
     """
 
@@ -90,6 +97,7 @@ class OpSpec:
     ulps: float = 4.0
     grad_factor: float = 1.0
     gradcheck: tuple[Sample, ...] = ()
+    dynamic: tuple[Sample, ...] = ()
     notes: str = ""
 
 
