@@ -118,7 +118,7 @@ def size(sample: Sample) -> int:
 class Run:
     outputs: tuple  # tensors, or None where the op returned something else
     grads: dict[str, torch.Tensor]
-    upstream: list
+    upstream: list  # per output: its incoming gradient, or None
 
     def named(self) -> dict[str, torch.Tensor]:
         out = {f"out[{i}]" if len(self.outputs) > 1 else "out": o for i, o in enumerate(self.outputs)}
@@ -151,18 +151,24 @@ def random_like(o: torch.Tensor, seed, layout=None) -> torch.Tensor:
     return lay_out(g.to(o.dtype).to(o.device), layout)
 
 
+def widened(upstream: list, dtype) -> list:
+    return [g if g is None else g.to(dtype) for g in upstream]
+
+
 def call(fn, args: dict, seed=0, layout=None, upstream=None, autocast=None, retain_graph=False) -> Run:
     """fn(**args), then the gradients of every leaf for one random gradient per differentiable output."""
     scope = torch.autocast(autocast[0], autocast[1]) if autocast else contextlib.nullcontext()
     with scope:
         outputs = outputs_of(fn(**args))
-    roots = [o for o in outputs if o is not None and o.requires_grad]
+    wants = [o is not None and o.requires_grad for o in outputs]
     if upstream is None:
-        upstream = [random_like(o, f"{seed}/{i}", layout) for i, o in enumerate(roots)]
+        upstream = [random_like(o, f"{seed}/{i}", layout) if want else None for i, (o, want) in enumerate(zip(outputs, wants))]
+    # a Function's outputs all require grad where one input does; the reference's only those that depend on it
+    roots, given = zip(*((o, g) for o, g, want in zip(outputs, upstream, wants) if want)) if any(wants) else ((), ())
     wanted = leaves(args)
     grads = {}
     if roots and wanted:
-        g = torch.autograd.grad(roots, list(wanted.values()), upstream, retain_graph=retain_graph, allow_unused=True)
+        g = torch.autograd.grad(roots, list(wanted.values()), given, retain_graph=retain_graph, allow_unused=True)
         grads = dict(zip(wanted, g))
     return Run(outputs, grads, upstream)
 
@@ -260,10 +266,10 @@ def evaluate(spec: OpSpec, sample: Sample, device="cpu", x=torch.float32, w=None
         args = draw(sample, device, x, w, seed, layout)  # as they were, whatever the op did
         ours.append(run)
         exact = cast(args, torch.float64)
-        truth.append(call(spec.ref, exact, upstream=[g.double() for g in run.upstream]))
+        truth.append(call(spec.ref, exact, upstream=widened(run.upstream, torch.float64)))
         if wide:  # fp32's error on fp64's inputs, rounding of the inputs included
             low = cast(args, torch.float32)
-            eager.append(call(spec.ref, low, upstream=[g.float() for g in run.upstream]))
+            eager.append(call(spec.ref, low, upstream=widened(run.upstream, torch.float32)))
         else:
             eager.append(call(spec.ref, args, upstream=run.upstream, autocast=autocast))
         _same_kind(run, eager[-1], args, wide or autocast)
