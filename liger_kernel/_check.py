@@ -1,9 +1,11 @@
-"""Draws a sample of an `OpSpec`, runs it, and holds the result against float64 truth. The tests and the self-test share this.
+"""Draws a sample of an `OpSpec`, runs it, and holds the result against float64 truth.
 
-The bar is not a tolerance. Truth is the reference in float64 on the same rounded inputs; the reference in the tested dtype ("eager") has an
-error of its own against it; ours may exceed that by `spec.ulps` units in the last place, relative to the tensor's scale. Four measures
-of an error are taken, so that neither a dropped last column nor one wrong row drowns in a large tensor: the largest element, the norm
-of the whole, of the worst row and of the worst column. Incoming gradients are random for every differentiable output.
+The tests and the self-test share this. The bar is not a tolerance. Truth is the reference in float64 on the
+same rounded inputs; the reference in the tested dtype ("eager") has an error of its own against it; ours may
+exceed that by `spec.ulps` units in the last place, relative to the tensor's scale. Four measures of an error
+are taken, so that neither a dropped last column nor one wrong row drowns in a large tensor: the largest
+element, the norm of the whole, of the worst row and of the worst column. Incoming gradients are random for
+every differentiable output.
 """
 
 from __future__ import annotations
@@ -24,23 +26,28 @@ SMALL = 4096  # samples with fewer elements are drawn several times: one error o
 DRAWS = 6
 
 
-# ---- drawing -----------------------------------------------------------------------------------------------------------
+# ---- drawing -----------------------------------------------------------------------------------------------
 def seed_of(*parts) -> int:
     return zlib.crc32("/".join(map(str, parts)).encode())
 
 
 def lay_out(t: torch.Tensor, layout: str | None) -> torch.Tensor:
-    """A tensor of the same values whose memory is laid out otherwise. "expanded" repeats the first entry of the leading dimension, so it
-    changes values; a layout that a tensor is too small for leaves it as it is."""
+    """A tensor of the same values whose memory is laid out otherwise. "expanded" repeats the first entry of
+    the leading dimension, so it changes values; a layout that a tensor is too small for leaves it as it
+    is."""
     if layout is None or t.dim() == 0 or t.numel() == 0:
         return t
     if layout == "sliced":  # rows further apart than they are long, and a storage offset of 16 bytes or more
-        big = t.new_full([n + 1 for n in t.shape[:-1]] + [t.shape[-1] + 16], float("nan") if t.is_floating_point() else -7)
+        big = t.new_full(
+            [n + 1 for n in t.shape[:-1]] + [t.shape[-1] + 16], float("nan") if t.is_floating_point() else -7
+        )
         view = big[tuple(slice(0, n) for n in t.shape[:-1])][..., 8 : 8 + t.shape[-1]]
         return view.copy_(t)
     if layout == "transposed":  # the last dimension is the one with the large stride
         return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t
-    if layout == "permuted":  # as q and k come out of a projection: the outer dimensions swapped, the last one contiguous
+    if (
+        layout == "permuted"
+    ):  # as q and k come out of a projection: the outer dimensions swapped, the last one contiguous
         return t.transpose(0, 1).contiguous().transpose(0, 1) if t.dim() > 2 else t
     if layout == "expanded":
         return t[:1].expand(t.shape) if t.dim() > 1 else t[:1].expand(t.shape)
@@ -68,8 +75,8 @@ def _tensor(arg: T, generator, device, x, w) -> torch.Tensor:
 
 
 def draw(sample: Sample, device="cpu", x=torch.float32, w=None, seed=0, layout=None, grad=True) -> dict:
-    """The sample's arguments, on `device`: activations in dtype x, parameters in dtype w (x by default). Drawn on the CPU, so that every
-    device sees the same values."""
+    """The sample's arguments, on `device`: activations in dtype x, parameters in dtype w (x by default).
+    Drawn on the CPU, so that every device sees the same values."""
     generator = torch.Generator("cpu").manual_seed(seed_of(sample.id, seed))
     args = {}
     for name, arg in sample.args.items():
@@ -113,7 +120,7 @@ def size(sample: Sample) -> int:
     return max((torch.Size(a.shape).numel() for a in sample.args.values() if isinstance(a, T)), default=0)
 
 
-# ---- running -----------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 @dataclass
 class Run:
     outputs: tuple  # tensors, or None where the op returned something else
@@ -162,26 +169,40 @@ def call(fn, args: dict, seed=0, layout=None, upstream=None, autocast=None, reta
         outputs = outputs_of(fn(**args))
     wants = [o is not None and o.requires_grad for o in outputs]
     if upstream is None:
-        upstream = [random_like(o, f"{seed}/{i}", layout) if want else None for i, (o, want) in enumerate(zip(outputs, wants))]
+        upstream = [
+            random_like(o, f"{seed}/{i}", layout) if want else None
+            for i, (o, want) in enumerate(zip(outputs, wants))
+        ]
     # a Function's outputs all require grad where one input does; the reference's only those that depend on it
-    roots, given = zip(*((o, g) for o, g, want in zip(outputs, upstream, wants) if want)) if any(wants) else ((), ())
+    roots, given = (
+        zip(*((o, g) for o, g, want in zip(outputs, upstream, wants) if want)) if any(wants) else ((), ())
+    )
     wanted = leaves(args)
     grads = {}
     if roots and wanted:
-        g = torch.autograd.grad(roots, list(wanted.values()), given, retain_graph=retain_graph, allow_unused=True)
+        g = torch.autograd.grad(
+            roots, list(wanted.values()), given, retain_graph=retain_graph, allow_unused=True
+        )
         grads = dict(zip(wanted, g))
     return Run(outputs, grads, upstream)
 
 
-# ---- judging -----------------------------------------------------------------------------------------------------------
-def measures(got: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype, strict: bool, floor=0.0) -> dict[str, float]:
-    """Errors of `got` against `truth`, relative to the scale of `truth` (at least `floor` an element) in the same measure. Where the truth itself rounds to an infinity
-    or is NaN in `dtype`, `got` has to say the same. strict=False (eager): its own overflows count nothing."""
+# ---- judging -----------------------------------------------------------------------------------------------
+def measures(
+    got: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype, strict: bool, floor=0.0
+) -> dict[str, float]:
+    """Errors of `got` against `truth`, relative to the scale of `truth` (at least `floor` an element) in the
+    same measure. Where the truth itself rounds to an infinity or is NaN in `dtype`, `got` has to say the
+    same. strict=False (eager): its own overflows count nothing."""
     got, truth = got.detach().double(), truth.detach().double()
     rounded = truth.to(dtype).double()
     agree = (got == rounded) | (got.isnan() & rounded.isnan())
     error = torch.where(agree & ~got.isfinite(), 0.0, (got - truth).abs())
-    error = torch.nan_to_num(error, nan=float("inf"), posinf=float("inf")) if strict else torch.where(error.isfinite(), error, 0.0)
+    error = (
+        torch.nan_to_num(error, nan=float("inf"), posinf=float("inf"))
+        if strict
+        else torch.where(error.isfinite(), error, 0.0)
+    )
     scale = torch.nan_to_num(truth.abs(), nan=0.0, posinf=0.0).clamp_min(floor)
     out = {}
 
@@ -217,7 +238,8 @@ class Verdict:
         return self.error / self.bar if self.bar else (0.0 if self.error == 0 else float("inf"))
 
     def __str__(self):
-        return f"{self.what}: {self.measure} error {self.error:.3e} above {self.bar:.3e} (eager {self.eager:.3e})"
+        text = f"{self.what}: {self.measure} error {self.error:.3e} above {self.bar:.3e}"
+        return f"{text} (eager {self.eager:.3e})"
 
 
 def _slack(spec: OpSpec, dtype: torch.dtype, measure: str) -> float:
@@ -227,9 +249,12 @@ def _slack(spec: OpSpec, dtype: torch.dtype, measure: str) -> float:
     return spec.ulps / 8 * eps  # sums are wider than the output: half a unit covers the last rounding
 
 
-def judge(spec: OpSpec, sample: Sample, ours: list[Run], truth: list[Run], eager: list[Run], shrink=1.0, eps_of=None) -> list[Verdict]:
-    """One verdict per output, gradient and measure, over several draws put together. `shrink` scales eager's error (fp64 has no eager of
-    its own: fp32's, in units of its last place, stands in). `eps_of`: the dtype whose last place counts, if not the output's own."""
+def judge(
+    spec: OpSpec, sample: Sample, ours: list[Run], truth: list[Run], eager: list[Run], shrink=1.0, eps_of=None
+) -> list[Verdict]:
+    """One verdict per output, gradient and measure, over several draws put together. `shrink` scales eager's
+    error (fp64 has no eager of its own: fp32's, in units of its last place, stands in). `eps_of`: the dtype
+    whose last place counts, if not the output's own."""
     verdicts = []
     ours, truth, eager = ([r.named() for r in runs] for runs in (ours, truth, eager))
     for what in ours[0]:
@@ -255,7 +280,9 @@ def judge(spec: OpSpec, sample: Sample, ours: list[Run], truth: list[Run], eager
     return verdicts
 
 
-def evaluate(spec: OpSpec, sample: Sample, device="cpu", x=torch.float32, w=None, layout=None, autocast=None, fn=None) -> list[Verdict]:
+def evaluate(
+    spec: OpSpec, sample: Sample, device="cpu", x=torch.float32, w=None, layout=None, autocast=None, fn=None
+) -> list[Verdict]:
     """Forward and gradients of spec.fn (or `fn`) held against truth, with eager's error as the bar."""
     w = w or x
     wide = x == torch.float64
@@ -281,8 +308,12 @@ def _same_kind(ours: Run, eager: Run, args: dict, any_dtype) -> None:
     a, b = ours.named(), eager.named()
     assert a.keys() == b.keys(), f"ours gives {list(a)}, the reference {list(b)}"
     for k in a:
-        assert a[k].shape == b[k].shape, f"{k} has shape {tuple(a[k].shape)}, the reference {tuple(b[k].shape)}"
-        assert any_dtype or a[k].dtype == b[k].dtype, f"{k} has dtype {a[k].dtype}, the reference {b[k].dtype}"
+        assert a[k].shape == b[k].shape, (
+            f"{k} has shape {tuple(a[k].shape)}, the reference {tuple(b[k].shape)}"
+        )
+        assert any_dtype or a[k].dtype == b[k].dtype, (
+            f"{k} has dtype {a[k].dtype}, the reference {b[k].dtype}"
+        )
     for name, leaf in leaves(args).items():
         assert f"d{name}" not in a or a[f"d{name}"].dtype == leaf.dtype, f"d{name} is not in {name}'s dtype"
 

@@ -1,7 +1,9 @@
-"""`python -m liger_kernel.selftest [--device cpu|cuda] [op ...]`: every op against its reference, on this machine, in under a minute.
+"""`python -m liger_kernel.selftest [--device cpu|cuda] [op ...]`: every op against its reference, on this
+machine.
 
-Each sample of each op's spec runs forward and backward on random data and is held against float64 truth; the bar is PyTorch's own
-error in the same dtype. Prints a table with the share of the bar that was used; exit code 1 if an op passed its bar anywhere.
+In under a minute: each sample of each op's spec runs forward and backward on random data and is held against
+float64 truth; the bar is PyTorch's own error in the same dtype. Prints a table with the share of the bar that
+was used; exit code 1 if an op passed its bar anywhere.
 """
 
 import argparse
@@ -20,7 +22,9 @@ def run_op(spec, device, dtypes):
             try:
                 verdicts = _check.evaluate(spec, sample, device, _check.DTYPES[name])
             except Exception as error:  # one broken sample must not hide the others
-                failures.append(f"{spec.name} {sample.id} {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+                failures.append(
+                    f"{spec.name} {sample.id} {name}: {type(error).__name__}: {str(error).splitlines()[0]}"
+                )
                 continue
             worst = max([worst, *(v.share for v in verdicts)])
             failures += [f"{spec.name} {sample.id} {name}: {v}" for v in verdicts if not v.ok]
@@ -44,7 +48,9 @@ def show(title, head, rows):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m liger_kernel.selftest", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m liger_kernel.selftest", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("ops", nargs="*", help="only these (all by default)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     options = parser.parse_args(argv)
@@ -67,7 +73,11 @@ def main(argv=None):
         verdict = f"{len(bad)} above" if bad else "ok"
         rows.append((name, f"{n}", f"{100 * worst:.0f} %", f"{time.perf_counter() - start:.1f}", verdict))
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    show(f"liger_kernel self-test on {where}, {', '.join(dtypes)}", ("op", "runs", "error / bar", "seconds", "result"), rows)
+    show(
+        f"liger_kernel self-test on {where}, {', '.join(dtypes)}",
+        ("op", "runs", "error / bar", "seconds", "result"),
+        rows,
+    )
     print("\n".join(failures))
     return 1 if failures else 0
 

@@ -1,4 +1,4 @@
-"""`--device cpu|cuda`, markers, thread caps. The bars and the drawing of arguments are in liger_kernel/_check.py."""
+"""Options, markers and thread caps. Drawing of arguments and the bars are in liger_kernel/_check.py."""
 
 import os
 import pathlib

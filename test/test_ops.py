@@ -46,7 +46,7 @@ def middling(spec):
     return [spec.samples[0]] + [s for s in spec.samples[1:] if 64 < C.size(s) < 40_000][:4]
 
 
-# ---- numbers -----------------------------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------------------
 @per_sample(dtypes=[(d, d) for d in (*LOW, "fp64")])
 def test_within_eagers_error(spec, sample, x, w, device):
     C.check(spec, sample, device, x, w)
@@ -75,7 +75,9 @@ def test_function_returns_gradients_in_the_parameters_dtype(spec, sample, x, w, 
             return
         done.add(node)
         if isinstance(node, torch.autograd.function.BackwardCFunction):
-            takers = [n.variable.dtype if hasattr(n, "variable") else None for n, _ in node.next_functions if n]
+            takers = [
+                n.variable.dtype if hasattr(n, "variable") else None for n, _ in node.next_functions if n
+            ]
             # one entry per tensor argument: those that need no gradient have no next function
             places = [i for i, (n, _) in enumerate(node.next_functions) if n is not None]
             node.register_hook(lambda grads, _: seen.extend(zip([grads[i] for i in places], takers)))
@@ -85,7 +87,12 @@ def test_function_returns_gradients_in_the_parameters_dtype(spec, sample, x, w, 
     done = set()
     for root in roots:
         visit(root.grad_fn, done)
-    torch.autograd.grad(roots, list(C.leaves(args).values()), [C.random_like(o, i) for i, o in enumerate(roots)], allow_unused=True)
+    torch.autograd.grad(
+        roots,
+        list(C.leaves(args).values()),
+        [C.random_like(o, i) for i, o in enumerate(roots)],
+        allow_unused=True,
+    )
     assert seen
     for grad, dtype in seen:
         assert grad is None or dtype is None or grad.dtype == dtype
@@ -104,7 +111,7 @@ def test_gradcheck(spec, sample):
     assert torch.autograd.gradcheck(f, [args[n] for n in names])
 
 
-# ---- layouts -------------------------------------------------------------------------------------------------------------
+# ---- layouts -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", C.LAYOUTS)
 @per_sample(middling)
 def test_layout_gives_the_contiguous_runs_bits(spec, sample, layout, device):
@@ -123,7 +130,7 @@ def test_layout_of_incoming_gradients(spec, sample, layout, device):
     assert strange.equal(C.call(spec.fn, args, upstream=dense)) == []
 
 
-# ---- the autograd contract -----------------------------------------------------------------------------------------------
+# ---- the autograd contract ---------------------------------------------------------------------------------
 @per_sample(middling, [("fp32", "fp32"), ("bf16", "fp32")])
 def test_inputs_and_incoming_gradients_are_untouched(spec, sample, x, w, device):
     if sample.args.get("in_place") is True:
@@ -178,7 +185,9 @@ def test_no_grad(spec, sample, x, w, device):
         assert not any(o.requires_grad for o in outputs if o is not None)
         return outputs
 
-    frozen_sample = Sample(sample.id, {k: _frozen(a) if isinstance(a, T) else a for k, a in sample.args.items()}, sample.floor)
+    frozen_sample = Sample(
+        sample.id, {k: _frozen(a) if isinstance(a, T) else a for k, a in sample.args.items()}, sample.floor
+    )
     C.check(spec, frozen_sample, device, x, w, fn=forward_only)
 
 
@@ -186,14 +195,22 @@ def _frozen(arg):
     return T(**{**arg.__dict__, "grad": False})
 
 
-@per_op(lambda spec: [(s, keep) for s in spec.samples[:2] for keep in C.frozen(s)], "sample, keep", lambda r: f"{r[0].id}-{'+'.join(r[1])}")
+@per_op(
+    lambda spec: [(s, keep) for s in spec.samples[:2] for keep in C.frozen(s)],
+    "sample, keep",
+    lambda r: f"{r[0].id}-{'+'.join(r[1])}",
+)
 def test_frozen_arguments(spec, sample, keep, device):
-    part = Sample(sample.id, {k: a if k in keep or not isinstance(a, T) else _frozen(a) for k, a in sample.args.items()}, sample.floor)
+    part = Sample(
+        sample.id,
+        {k: a if k in keep or not isinstance(a, T) else _frozen(a) for k, a in sample.args.items()},
+        sample.floor,
+    )
     for x in (torch.float32, torch.bfloat16):
         C.check(spec, part, device, x)
 
 
-# ---- options and errors --------------------------------------------------------------------------------------------------
+# ---- options and errors ------------------------------------------------------------------------------------
 @per_op(lambda spec: spec.options, "base, changed", lambda r: f"{r[0].id}-to-{r[1].id}")
 def test_option_changes_something(spec, base, changed, device):
     for x in (torch.float32, torch.bfloat16):
@@ -217,19 +234,30 @@ def test_error_names_the_argument(spec, match, changes, device):
     assert all(C.same_bits(t, before[k]) for k, t in C.tensors(args).items())
 
 
-# ---- torch.compile, export, opcheck ----------------------------------------------------------------------------------------
-@per_sample(lambda spec: [*spec.samples[:1], *(s for s in spec.samples[1:] if C.size(s) < 2000)][:6] if spec.raw else [], [("fp32", "fp32"), ("bf16", "fp32")])
+# ---- torch.compile, export, opcheck ------------------------------------------------------------------------
+@per_sample(
+    lambda spec: (
+        [*spec.samples[:1], *(s for s in spec.samples[1:] if C.size(s) < 2000)][:6] if spec.raw else []
+    ),
+    [("fp32", "fp32"), ("bf16", "fp32")],
+)
 def test_opcheck(spec, sample, x, w, device):
     for op, args in spec.raw(C.draw(sample, device, x, w, grad=False)):
         torch.library.opcheck(op, args)
 
 
 def grown(sample: Sample) -> list[Sample]:
-    """The sample with its leading size (that of its first tensor) changed wherever another tensor leads with it too."""
+    """The sample with its leading size (that of its first tensor) changed wherever another tensor leads with
+    it too."""
     lead = next(a.shape[0] for a in sample.args.values() if isinstance(a, T))
     out = []
     for n in (lead, lead + 1, lead + 4, 2 * lead + 1):
-        args = {k: T(**{**a.__dict__, "shape": (n, *a.shape[1:])}) if isinstance(a, T) and a.shape[:1] == (lead,) else a for k, a in sample.args.items()}
+        args = {
+            k: T(**{**a.__dict__, "shape": (n, *a.shape[1:])})
+            if isinstance(a, T) and a.shape[:1] == (lead,)
+            else a
+            for k, a in sample.args.items()
+        }
         out.append(Sample(f"{sample.id}-lead{n}", args, sample.floor))
     return out
 
@@ -246,7 +274,11 @@ def _compiled(spec, backend):
     return torch.compile(spec.fn, fullgraph=True, dynamic=True, backend=counter), counter
 
 
-@per_op(lambda spec: [(x, w) for x, w in [(d, d) for d in LOW] + [("bf16", "fp32"), ("fp32", "bf16")]], "x, w", "-".join)
+@per_op(
+    lambda spec: [(x, w) for x, w in [(d, d) for d in LOW] + [("bf16", "fp32"), ("fp32", "bf16")]],
+    "x, w",
+    "-".join,
+)
 def test_compile_aot_eager(spec, x, w, device):
     compiled, counter = _compiled(spec, "aot_eager")
     for sample in sizes(spec):
@@ -277,13 +309,15 @@ def test_export(spec, x, device):
     assert all(C.same_bits(p, q) for p, q in zip(a, b) if q is not None)
 
 
-# ---- ISA levels and memory -------------------------------------------------------------------------------------------------
+# ---- ISA levels and memory ---------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("level", ["2", "3", "4"])
 def test_every_isa_level_and_poisoned_memory(level):
-    """The self-test over all ops in a process of its own: at one ISA level, and with every fresh allocation filled with 0xfe (-1.7e38 in
-    fp32 and bf16), so that an element no kernel writes is seen."""
+    """The self-test over all ops in a process of its own: at one ISA level, and with every fresh allocation
+    filled with 0xfe (-1.7e38 in fp32 and bf16), so that an element no kernel writes is seen."""
     env = {**os.environ, "LIGER_ISA_MAX": level, "MALLOC_PERTURB_": "1", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-m", "liger_kernel.selftest"], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "liger_kernel.selftest"], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
