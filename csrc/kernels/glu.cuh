@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int GLU_THREADS = 256;
-constexpr int GLU_NV = 2; /* 4 loads of 16 bytes in flight forward, 6 backward: more would cost resident blocks */
+constexpr int GLU_NV = 1; /* 2 or 3 loads of 16 bytes in flight a thread, 2048 threads a multiprocessor: 1.5 % faster than 2 (H200) */
 
 /* s = 1 / (1 + e^-x), and 1 - s without cancellation. e^-x is held inside the normal numbers; a NaN stays one. */
 template <bool EXACT> __device__ __forceinline__ float logistic(float x, float *complement) {
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_kernel(const liger_glu_fw
   const int64_t first = (int64_t)blockIdx.x * (GLU_THREADS * GLU_NV) + threadIdx.x;
   vec<T, VEC> a[GLU_NV], b[GLU_NV];
   const auto load = [&](int i, int64_t A_at, int64_t B_at) {
-    a[i] = load_vec_stream<T, VEC>(A + A_at);
-    b[i] = load_vec_stream<T, VEC>(B + B_at);
+    a[i] = load_vec<T, VEC>(A + A_at);
+    b[i] = load_vec<T, VEC>(B + B_at);
   };
   if (args.n_rows == 1 && first - threadIdx.x + GLU_THREADS * GLU_NV <= n_vecs) { /* no branch between the loads */
 #pragma unroll
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_kernel(const liger_glu_fw
 #pragma unroll
       for (int j = 0; j < VEC; j++)
         y[j] *= Act::template value<EXACT>(gate * x[j]) * down;
-      store_vec_stream<T, VEC>((T *)args.C + v * VEC, pack<T, VEC>(y));
+      store_vec<T, VEC>((T *)args.C + v * VEC, pack<T, VEC>(y));
     }
   }
 }
@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_kernel(const liger_glu_bw
   const int64_t first = (int64_t)blockIdx.x * (GLU_THREADS * GLU_NV) + threadIdx.x;
   vec<T, VEC> a[GLU_NV], b[GLU_NV], dc[GLU_NV];
   const auto load = [&](int i, int64_t A_at, int64_t B_at, int64_t dC_at) {
-    a[i] = load_vec_stream<T, VEC>(A + A_at);
-    b[i] = load_vec_stream<T, VEC>(B + B_at);
-    dc[i] = load_vec_stream<T, VEC>(dC + dC_at);
+    a[i] = load_vec<T, VEC>(A + A_at);
+    b[i] = load_vec<T, VEC>(B + B_at);
+    dc[i] = load_vec<T, VEC>(dC + dC_at);
   };
   if (args.n_rows == 1 && first - threadIdx.x + GLU_THREADS * GLU_NV <= n_vecs) { /* no branch between the loads */
 #pragma unroll
@@ -121,9 +121,9 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_kernel(const liger_glu_bw
         y[j] = g[j] * value;
       }
       if (args.dA)
-        store_vec_stream<T, VEC>((T *)args.dA + v * VEC, pack<T, VEC>(x));
+        store_vec<T, VEC>((T *)args.dA + v * VEC, pack<T, VEC>(x));
       if (args.dB)
-        store_vec_stream<T, VEC>((T *)args.dB + v * VEC, pack<T, VEC>(y));
+        store_vec<T, VEC>((T *)args.dB + v * VEC, pack<T, VEC>(y));
     }
   }
 }

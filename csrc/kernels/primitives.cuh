@@ -68,13 +68,34 @@ template <typename T, int N> static __device__ __forceinline__ vec<T, N> pack(co
   return v;
 }
 
-/* out[0..N) = N elements of a vector whose dtype is only known at run time (weights: small, from cache, loaded once). */
-template <int N> static __device__ __forceinline__ void load_as_f32(float (&out)[N], const void *p, int64_t i, liger_dtype t) {
+/* out[0..N) = N elements of a vector whose dtype is only known at run time (weights: small, from cache). `aligned`: i is a multiple of
+ * N and the base of 16 bytes, so the elements come in accesses of up to 16 bytes.                                                    */
+template <typename T, int N> static __device__ __forceinline__ void load_typed(float (&out)[N], const T *p, bool aligned) {
+  constexpr int W = N * (int)sizeof(T) <= 16 ? N : 16 / (int)sizeof(T); /* elements of one access */
+  if (aligned) {
 #pragma unroll
-  for (int j = 0; j < N; j++)
-    out[j] = t == LIGER_BF16  ? to_f32(((const gpu_bf16 *)p)[i + j])
-             : t == LIGER_F32 ? ((const float *)p)[i + j]
-                              : to_f32(((const __half *)p)[i + j]);
+    for (int j = 0; j < N; j += W) {
+      float part[W];
+      unpack(part, load_vec<T, W>(p + j));
+#pragma unroll
+      for (int k = 0; k < W; k++)
+        out[j + k] = part[k];
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++)
+      out[j] = to_f32(p[j]);
+  }
+}
+template <int N>
+static __device__ __forceinline__ void load_as_f32(float (&out)[N], const void *p, int64_t i, liger_dtype t,
+                                                   bool aligned = false) {
+  if (t == LIGER_BF16)
+    load_typed<gpu_bf16, N>(out, (const gpu_bf16 *)p + i, aligned);
+  else if (t == LIGER_F32)
+    load_typed<float, N>(out, (const float *)p + i, aligned);
+  else
+    load_typed<__half, N>(out, (const __half *)p + i, aligned);
 }
 static __device__ __forceinline__ void store_as(void *p, int64_t i, float v, liger_dtype t) {
   if (t == LIGER_BF16)

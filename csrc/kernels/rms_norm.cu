@@ -16,11 +16,11 @@ __device__ __forceinline__ float row_sum(float v, int threads_per_row, float *sc
   return threads_per_row <= GPU_LANES ? warp_reduce<op_sum>(v, threads_per_row) : block_reduce<op_sum>(v, scratch);
 }
 
-/* w[j] = W[col + j] + offset, or 1 without a weight */
+/* w[j] = W[col + j] + offset, or 1 without a weight; col is a multiple of N */
 template <int N>
 __device__ __forceinline__ void load_scale(float (&w)[N], const void *W, int64_t col, liger_dtype t, float offset) {
   if (W) {
-    load_as_f32<N>(w, W, col, t);
+    load_as_f32<N>(w, W, col, t, N > 1 && (uintptr_t)W % 16 == 0);
 #pragma unroll
     for (int j = 0; j < N; j++)
       w[j] += offset;

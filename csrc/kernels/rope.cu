@@ -11,34 +11,7 @@
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int HEADS = 2; /* 4 loads of 16 bytes in flight; more would leave too few blocks resident */
-
-/* N angles of a table whose dtype is only known at run time; `aligned`: whole vectors may be read. */
-template <typename T, int N> __device__ __forceinline__ void load_typed(float (&out)[N], const T *p, bool aligned) {
-  constexpr int W = N * (int)sizeof(T) <= 16 ? N : 16 / (int)sizeof(T); /* elements of one access */
-#pragma unroll
-  for (int i = 0; i < N; i += W) {
-    vec<T, W> v;
-    if (aligned)
-      v = load_vec<T, W>(p + i);
-    else
-#pragma unroll
-      for (int j = 0; j < W; j++)
-        v.v[j] = p[i + j];
-#pragma unroll
-    for (int j = 0; j < W; j++)
-      out[i + j] = to_f32(v.v[j]);
-  }
-}
-template <int N>
-__device__ __forceinline__ void load_angles(float (&out)[N], const void *p, int64_t i, liger_dtype t, bool aligned) {
-  if (t == LIGER_BF16)
-    load_typed<gpu_bf16, N>(out, (const gpu_bf16 *)p + i, aligned);
-  else if (t == LIGER_F32)
-    load_typed<float, N>(out, (const float *)p + i, aligned);
-  else
-    load_typed<__half, N>(out, (const __half *)p + i, aligned);
-}
+constexpr int HEADS = 5; /* 10 loads of 16 bytes in flight, and one look-up of the angles for all of them */
 
 /* Threads of a block: `columns` vectors of a half, times `groups` of heads, times tokens. */
 struct rope_plan {
@@ -47,12 +20,13 @@ struct rope_plan {
 };
 
 template <typename T, int VEC>
-__global__ void __launch_bounds__(THREADS, 3) rope_kernel(const liger_rope_args a, const rope_plan plan) {
+__global__ void __launch_bounds__(THREADS, 2) rope_kernel(const liger_rope_args a, const rope_plan plan) {
   const int column = threadIdx.x % plan.columns, group = threadIdx.x / plan.columns % plan.groups;
   const int64_t token = (int64_t)blockIdx.x * plan.tokens + threadIdx.x / (plan.columns * plan.groups);
   if (token >= a.batch * a.seq_len)
     return;
-  const int64_t b = token / a.seq_len, t = token - b * a.seq_len;
+  /* a 64-bit division costs as much as the rest of the look-up */
+  const int64_t b = (token | a.seq_len) >> 32 ? token / a.seq_len : (uint32_t)token / (uint32_t)a.seq_len, t = token - b * a.seq_len;
   const int half = (int)(a.rotary_dim / 2), n_heads = (int)(a.n_q_heads + a.n_kv_heads);
   const T *const Q = (const T *)a.Q + b * a.Q_strides.batch + t * a.Q_strides.token;
   const T *const K = (const T *)a.K + b * a.K_strides.batch + t * a.K_strides.token;
@@ -73,17 +47,6 @@ __global__ void __launch_bounds__(THREADS, 3) rope_kernel(const liger_rope_args 
   const bool known = row >= 0 && row < a.n_positions; /* nothing is read of a row that is not there: its token becomes NaN */
   for (int col = column * VEC; col < half; col += plan.columns * VEC) {
     float c[VEC], s[VEC];
-#pragma unroll
-    for (int j = 0; j < VEC; j++)
-      c[j] = s[j] = NAN;
-    if (known) {
-      load_angles<VEC>(c, a.cos, table_batch * a.cos_batch_stride + row * a.cos_row_stride + col, a.table_dtype, plan.angles_aligned);
-      load_angles<VEC>(s, a.sin, table_batch * a.sin_batch_stride + row * a.sin_row_stride + col, a.table_dtype, plan.angles_aligned);
-    }
-    const float sign = a.backward ? -1.0f : 1.0f;
-#pragma unroll
-    for (int j = 0; j < VEC; j++)
-      s[j] *= sign;
     for (int first = group; first < n_heads; first += plan.groups * HEADS) {
       vec<T, VEC> lo[HEADS], hi[HEADS];
 #pragma unroll
@@ -91,9 +54,22 @@ __global__ void __launch_bounds__(THREADS, 3) rope_kernel(const liger_rope_args 
         const int head = first + i * plan.groups;
         if (head < n_heads) {
           const T *const x = input(head) + col;
-          lo[i] = load_vec_stream<T, VEC>(x);
-          hi[i] = load_vec_stream<T, VEC>(x + half);
+          lo[i] = load_vec<T, VEC>(x);
+          hi[i] = load_vec<T, VEC>(x + half);
         }
+      }
+      if (first == group) { /* after the first loads, which nothing should hold up */
+#pragma unroll
+        for (int j = 0; j < VEC; j++)
+          c[j] = s[j] = NAN;
+        if (known) {
+          load_as_f32<VEC>(c, a.cos, table_batch * a.cos_batch_stride + row * a.cos_row_stride + col, a.table_dtype, plan.angles_aligned);
+          load_as_f32<VEC>(s, a.sin, table_batch * a.sin_batch_stride + row * a.sin_row_stride + col, a.table_dtype, plan.angles_aligned);
+        }
+        const float sign = a.backward ? -1.0f : 1.0f;
+#pragma unroll
+        for (int j = 0; j < VEC; j++)
+          s[j] *= sign;
       }
 #pragma unroll
       for (int i = 0; i < HEADS; i++) {
@@ -109,15 +85,15 @@ __global__ void __launch_bounds__(THREADS, 3) rope_kernel(const liger_rope_args 
             x[j] = turned;
           }
           T *const out = output(head) + col;
-          store_vec_stream<T, VEC>(out, pack<T, VEC>(x));
-          store_vec_stream<T, VEC>(out + half, pack<T, VEC>(y));
+          store_vec<T, VEC>(out, pack<T, VEC>(x));
+          store_vec<T, VEC>(out + half, pack<T, VEC>(y));
         }
       }
     }
   }
   for (int64_t col = 2 * half + column * VEC; col < a.head_dim; col += plan.columns * VEC)
     for (int head = group; head < n_heads; head += plan.groups)
-      store_vec_stream<T, VEC>(output(head) + col, load_vec_stream<T, VEC>(input(head) + col));
+      store_vec<T, VEC>(output(head) + col, load_vec<T, VEC>(input(head) + col));
 }
 
 /* ---- launching --------------------------------------------------------------------------------------------------------------- */
