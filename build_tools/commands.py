@@ -21,8 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 class CleanBuild(build):
     def run(self):
         # Whatever lies here is packed, also the modules and libraries of an earlier build.
-        if not self.editable_mode:
-            shutil.rmtree(self.build_lib, ignore_errors=True)
+        shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
 
 
