@@ -1,8 +1,8 @@
 """Lets our wheel answer for the distribution `liger-kernel`, which downstream packages look up by name.
 
 A second .dist-info folder travels under <name>.data/purelib, since pip refuses two at a wheel's top level. It
-has no RECORD of its own: its files stand in ours, so uninstalling liger-kernel-c removes both, and pip refuses
-to replace `liger-kernel` alone, which would leave a mixture of two packages behind.
+has no RECORD of its own: its files stand in ours, so uninstalling liger-kernel-c removes both, and pip will
+not replace `liger-kernel` alone, which would leave a mixture of two packages behind.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Finds the torch to build against without importing it, also from inside pip's isolated build environment.
 
 pip (and uv) hide the interpreter's own site-packages while they build. A torch downloaded only for the build
-would be another one than the torch that later loads our libraries, and up to 3 GB: we look past the isolation.
+would be another one than the torch that later loads our libraries, and up to 3 GB: look past the isolation.
 """
 
 import ast

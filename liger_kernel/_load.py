@@ -18,8 +18,8 @@ _REBUILD = (
 def libraries():
     """Registers `torch.ops.liger.*`: CPU always, CUDA or HIP where torch has it and the library was built.
 
-    Raises ImportError if torch is older than 2.10 or the CPU library is missing or does not load. A GPU library
-    that does not load is a warning, since the CPU works; its absence is an error of the first op on a GPU tensor.
+    Raises ImportError if torch is older than 2.10 or the CPU library is missing or does not load. A GPU
+    library that does not load is a warning, since the CPU works; without one an op on a GPU tensor raises.
     """
     _check_torch_version()
     # The guard lies on torch's own object: a second registration aborts the process, whoever asks for it.
@@ -68,7 +68,8 @@ def _load_cpu():
     try:
         torch.ops.load_library(path)
     except OSError as e:
-        raise ImportError(f"{path} does not load with torch {torch.__version__}: {e}. {_REBUILD}") from e
+        why = f"{path} does not load with torch {torch.__version__}: {_cause(e)}"
+        raise ImportError(f"{why}. {_REBUILD}") from e
 
 
 def _load_gpu(gpu):
@@ -84,22 +85,27 @@ def _load_gpu(gpu):
     try:
         torch.ops.load_library(path)
     except OSError as e:
-        _explain_gpu_calls(f"{path} does not load with torch {torch.__version__}: {e}", gpu)
-        warnings.warn(f"liger_kernel works on the CPU only: {path} does not load: {e}", stacklevel=4)
+        _explain_gpu_calls(f"{path} does not load with torch {torch.__version__}: {_cause(e)}", gpu)
+        warnings.warn(f"liger_kernel works on the CPU only: {path} does not load: {_cause(e)}", stacklevel=4)
+
+
+def _cause(error):
+    """The linker's words; torch wraps them in an error that names the file only."""
+    return error.__cause__ or error
 
 
 def driver_warning():
-    """Why no kernel can run with this NVIDIA driver, or None. Asks its version only and creates no context."""
+    """Why no kernel can run with this NVIDIA driver, or None. Asks for its version only: no context."""
     built = re.match(r"(\d+)\.(\d+)", build_info().get("nvcc") or "")
     ask = getattr(torch._C, "_cuda_getDriverVersion", None)
     driver = ask() if ask else 0  # 12080 for 12.8; 0 without a driver
     if not built or not driver or driver // 1000 >= int(built[1]):
         return None
     return (
-        f"The NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, but liger_kernel's CUDA library "
-        f"was built with CUDA {built[0]}: every liger_kernel op on a GPU will fail. Update the driver, or build from "
-        f"source with the nvcc of CUDA {driver // 1000}: NVCC=/path/to/nvcc pip install --force-reinstall --no-deps "
-        f"--no-binary :all: liger-kernel-c"
+        f"The NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, but liger_kernel's CUDA "
+        f"library was built with CUDA {built[0]}: every liger_kernel op on a GPU will fail. Update the "
+        f"driver, or build from source with the nvcc of CUDA {driver // 1000}: NVCC=/path/to/nvcc "
+        "pip install --force-reinstall --no-deps --no-binary :all: liger-kernel-c"
     )
 
 

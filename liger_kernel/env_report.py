@@ -6,7 +6,7 @@ import os
 import platform
 
 from ._load import LIB, build_info, driver_warning
-from ._upstream import SETTLE, upstream_version
+from ._upstream import conflict
 from ._version import UPSTREAM_VERSION, __version__
 
 
@@ -17,9 +17,9 @@ def environment():
         "Python": platform.python_version(),
         "liger-kernel-c": f"{__version__} (API of Liger Kernel {UPSTREAM_VERSION}) in {os.path.dirname(LIB)}",
     }
-    upstream = upstream_version()
-    if upstream is not None:
-        report["Conflict"] = f"upstream's liger-kernel {upstream} is installed too; to settle it: {SETTLE}"
+    found = conflict()
+    if found is not None:
+        report["Conflict"] = f"upstream's liger-kernel {found[0]} is installed too; to settle it: {found[1]}"
     report.update(_torch())
     for package in ("transformers", "trl", "peft", "accelerate", "triton"):
         report[package] = _version(package)

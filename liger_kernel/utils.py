@@ -71,7 +71,7 @@ def infer_comm_backend():
 
 @functools.cache
 def infer_device_arch(device_id: int = 0) -> str:
-    """Family of device `device_id`: "hopper", "cdna3", ...; its target ("sm_110") if unknown; "cpu", "xpu", "npu"."""
+    """Family of the device: "hopper", "cdna3", ...; its target ("sm_110") if unknown; "cpu", "xpu", "npu"."""
     device = infer_device()
     if device == "cuda" and torch.version.hip:
         target = torch.cuda.get_device_properties(device_id).gcnArchName.split(":")[0]
@@ -106,7 +106,7 @@ def transformers_version_dispatch(
     before_kwargs: dict = None,
     after_kwargs: dict = None,
 ):
-    """Calls `before_fn` if transformers is older than `required_version`, else `after_fn`, with its own arguments."""
+    """Calls `before_fn` if transformers is older than `required_version`, else `after_fn`."""
     from packaging.version import Version
 
     if Version(importlib.metadata.version("transformers")) < Version(required_version):

@@ -1,6 +1,7 @@
 """The build itself: what is compiled again and when, what is never packed, what an error says."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from build_tools.native import NativeLibraries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HEADER = '#define VALUE {}\n#define PUBLIC __attribute__((visibility("default")))\n'
+KERNEL = '#include "one.h"\n#if LIGER_BASE_UNIT\nPUBLIC {}\n#else\ntypedef int unused;\n#endif\n'
+pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc here")
 NO_GPU = {"LIGER_CUDA": "0", "LIGER_HIP": "0", "MAX_JOBS": "2"}
 
 
@@ -24,9 +27,7 @@ def tree(tmp_path):
     (tmp_path / "csrc/torch").mkdir()
     (tmp_path / "csrc/exports.map").write_text("{ global: liger_*; local: *; };\n")
     (tmp_path / "csrc/kernels/one.h").write_text(HEADER.format(1))
-    (tmp_path / "csrc/kernels/one.c").write_text(
-        '#include "one.h"\n#if LIGER_BASE_UNIT\nPUBLIC int liger_one(void) { return VALUE; }\n#else\ntypedef int unused;\n#endif\n'
-    )
+    (tmp_path / "csrc/kernels/one.c").write_text(KERNEL.format("int liger_one(void) { return VALUE; }"))
     (tmp_path / "csrc/torch/glue.cpp").write_text(
         'extern "C" __attribute__((visibility("default"))) int liger_glue() { return LIGER_GPU; }\n'
     )
@@ -74,9 +75,7 @@ def test_changed_flags_recompile(tree):
 
 
 def test_removed_source_leaves_the_library(tree):
-    (tree / "csrc/kernels/two.c").write_text(
-        '#include "one.h"\n#if LIGER_BASE_UNIT\nPUBLIC int liger_two(void) { return 2; }\n#else\ntypedef int unused;\n#endif\n'
-    )
+    (tree / "csrc/kernels/two.c").write_text(KERNEL.format("int liger_two(void) { return 2; }"))
     build(tree)
     assert call(tree, "liger_two") == "2"
     (tree / "csrc/kernels/two.c").unlink()

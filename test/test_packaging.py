@@ -1,6 +1,8 @@
-"""Wheel, sdist and editable install: one wheel for every Python, two names, nothing left behind; and the package's import."""
+"""Wheel, sdist, editable install: two names, nothing left behind. The package's import."""
 
+import filecmp
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ QUIET_PIP = ["-m", "pip", "--disable-pip-version-check", "--no-input", "--no-pyt
 
 
 def python(*args, cwd=ROOT, check=True, **env):
+    """The interpreter of the tests with a clean path; an environment value of None unsets the variable."""
     env = {k: v for k, v in {**os.environ, "PYTHONPATH": "", **env}.items() if v is not None}
     done = subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, env=env)
     assert done.returncode == 0 or not check, done.stdout + done.stderr
@@ -27,7 +30,7 @@ def python(*args, cwd=ROOT, check=True, **env):
 
 
 class Environment:
-    """An empty virtual environment. torch comes from the interpreter that runs the tests, by PYTHONPATH where needed."""
+    """An empty virtual environment. torch comes from the testing interpreter, by PYTHONPATH where needed."""
 
     def __init__(self, folder):
         python("-m", "venv", "--without-pip", str(folder))
@@ -52,9 +55,28 @@ class Environment:
         )
 
 
+def reuse_objects(tree):
+    """Gives `tree` this tree's objects and equal sources their times: the build then only links."""
+    native = os.path.join(ROOT, "build", "native")
+    if os.path.isdir(native):
+        shutil.copytree(native, tree / "build" / "native")
+    for folder, _, names in os.walk(tree / "csrc"):
+        for name in names:
+            copy = os.path.join(folder, name)
+            source = os.path.join(ROOT, os.path.relpath(copy, tree))
+            if filecmp.cmp(source, copy, shallow=False):
+                os.utime(copy, ns=(os.stat(source).st_atime_ns, os.stat(source).st_mtime_ns))
+
+
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """An sdist, a wheel built from the unpacked sdist, and an editable wheel of this tree, each through our backend."""
+    """An sdist, and a wheel and an editable wheel of the unpacked sdist, each through our backend.
+
+    Not of this tree: its libraries may have been built for a GPU, elsewhere or with other options.
+    """
+    pytest.importorskip("setuptools", minversion="77")
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc here")
     folder = tmp_path_factory.mktemp("dist")
     code = "import sys; from build_tools import backend as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
     python("-c", code, "build_sdist", str(folder))
@@ -62,6 +84,7 @@ def dist(tmp_path_factory):
     with tarfile.open(sdist) as tar:
         tar.extractall(folder / "unpacked", filter="data")
     (tree,) = (folder / "unpacked").iterdir()
+    reuse_objects(tree)
     # A stale module and library, as an earlier build in this tree would leave them.
     stale = (
         tree
@@ -74,7 +97,7 @@ def dist(tmp_path_factory):
     (stale / "lib" / "libliger_cuda.so").write_text("")
     python("-c", code, "build_wheel", str(folder), cwd=tree, LIGER_CUDA="0")
     (folder / "editable").mkdir()
-    python("-c", code, "build_editable", str(folder / "editable"), LIGER_CUDA=os.environ.get("LIGER_CUDA"))
+    python("-c", code, "build_editable", str(folder / "editable"), cwd=tree, LIGER_CUDA="0")
     return folder
 
 
@@ -129,7 +152,8 @@ def test_wheel_answers_for_both_names(wheel, environment):
     environment.install(wheel)
     code = (
         "from importlib.metadata import version, packages_distributions as p\n"
-        "print(version('liger_kernel'), version('liger-kernel'), version('liger-kernel-c'), sorted(p()['liger_kernel']))"
+        "names = sorted(p()['liger_kernel'])\n"
+        "print(version('liger_kernel'), version('liger-kernel'), version('liger-kernel-c'), names)"
     )
     assert (
         environment.run(code).stdout.strip()
@@ -142,9 +166,11 @@ def test_wheel_answers_for_both_names(wheel, environment):
 def test_installed_wheel_works(wheel, environment):
     environment.install(wheel)
     code = (
-        "import sys, liger_kernel; assert liger_kernel.__file__.startswith(sys.argv[1] if len(sys.argv) > 1 else sys.prefix)\n"
+        "import sys, liger_kernel; assert liger_kernel.__file__.startswith(sys.prefix)\n"
         "import torch, liger_kernel.ops\n"
-        "x = torch.ones(2, 8); print(torch.ops.liger.rms_norm_fwd.default is not None, liger_kernel.__version__)"
+        "from liger_kernel.ops import LigerRMSNormFunction as f\n"
+        "y = f.apply(torch.full((2, 8), 3.0), torch.ones(8), 0.0)\n"
+        "print(torch.allclose(y, torch.ones(2, 8)), liger_kernel.__version__)"
     )
     torch_site = os.path.dirname(os.path.dirname(torch.__file__))
     out = environment.run(code, PYTHONPATH=os.pathsep.join([environment.site, torch_site]))
@@ -158,37 +184,42 @@ def test_uninstall_leaves_nothing(kind, dist, environment):
     assert any("liger_kernel-0.8.5.dist-info" in f for f in environment.files())
     environment.pip("uninstall", "-y", "liger-kernel-c")
     assert environment.files() == before
-    assert not [d for d in os.listdir(environment.site) if "liger" in d]
+    left = os.listdir(environment.site) if os.path.isdir(environment.site) else []  # pip removes an empty one
+    assert not [d for d in left if "liger" in d]
 
 
-def test_editable_install_imports_this_tree_and_answers_for_both_names(dist, environment):
+def test_editable_install_imports_its_tree_and_answers_for_both_names(dist, environment):
     (editable,) = (dist / "editable").glob("*.whl")
     environment.install(editable)
     code = (
         "from importlib.metadata import version, packages_distributions as p; import liger_kernel\n"
-        "print(version('liger_kernel'), version('liger-kernel-c'), 'liger-kernel-c' in p()['liger_kernel'], liger_kernel.__file__)"
+        "ours = 'liger-kernel-c' in p()['liger_kernel']\n"
+        "print(version('liger_kernel'), version('liger-kernel-c'), ours, liger_kernel.__file__)"
     )
     out = environment.run(code)
+    (tree,) = (dist / "unpacked").iterdir()
     assert out.stdout.split() == [
         UPSTREAM,
         VERSION,
         "True",
-        os.path.join(ROOT, "liger_kernel", "__init__.py"),
+        str(tree / "liger_kernel" / "__init__.py"),
     ]
     assert "Warning" not in out.stderr
 
 
 @pytest.mark.parametrize("version", ["0.8.4", UPSTREAM])
 def test_upstream_first_then_ours_warns_and_the_command_settles_it(version, wheel, environment, tmp_path):
+    before = environment.files()
     environment.install(upstream_wheel(tmp_path, version))
     environment.install(wheel)
-    out = environment.run(
-        "import liger_kernel; import importlib; importlib.reload(liger_kernel); liger_kernel.__version__"
-    )
+    out = environment.run("import liger_kernel, liger_kernel._version; from liger_kernel import __version__")
     assert out.stderr.count("are both installed") == 1
-    assert f"liger-kernel {version} (upstream's" in out.stderr and _upstream.SETTLE in out.stderr
-    assert _upstream.SETTLE == "pip uninstall -y liger-kernel liger-kernel-c && pip install liger-kernel-c"
-    environment.pip("uninstall", "-y", "liger-kernel", "liger-kernel-c")
+    assert f"liger-kernel {version} (upstream's" in out.stderr
+    command = re.search(
+        r"To keep liger-kernel-c: pip (uninstall -y .*) && pip install liger-kernel-c\n", out.stderr
+    )[1]
+    environment.pip(*command.split())
+    assert environment.files() == before
     environment.install(wheel)
     out = environment.run("import liger_kernel; print(liger_kernel.__version__)")
     assert out.stdout.strip() == VERSION and out.stderr == ""
@@ -221,9 +252,9 @@ def test_import_is_light():
         "heavy = [m for m in ('transformers', 'triton', 'liger_kernel.ops') if m in sys.modules]\n"
         "print(t, torch.cuda.is_initialized(), heavy)"
     )
-    best = min(float(python("-c", code).stdout.split()[0]) for _ in range(3))
-    assert best < 0.2
-    assert python("-c", code).stdout.split()[1:] == ["False", "[]"]
+    runs = [python("-c", code).stdout.split() for _ in range(2)]
+    assert min(float(seconds) for seconds, *_ in runs) < 0.2
+    assert runs[0][1:] == ["False", "[]"]
 
 
 def test_import_of_the_ops_needs_no_transformers_and_starts_no_cuda():
@@ -245,7 +276,7 @@ def test_missing_libraries_say_how_to_build(monkeypatch, tmp_path):
 def test_broken_library_is_named(monkeypatch, tmp_path):
     (tmp_path / "libliger_torch_cpu.so").write_text("not a library")
     monkeypatch.setattr(_load, "LIB", str(tmp_path))
-    with pytest.raises(ImportError, match=r"does not load with torch .*invalid ELF"):
+    with pytest.raises(ImportError, match=r"does not load with torch .*file too short"):
         _load._load_cpu()
 
 
@@ -299,9 +330,10 @@ def test_gpu_tensors_without_a_gpu_library_say_what_to_build():
         "from liger_kernel import _load\n"
         "_load._explain_gpu_calls('built without CUDA kernels (nvcc was not found)', 'cuda')\n"
         "schema = torch.ops.liger.rms_norm_fwd.default._schema\n"
-        "args = [torch.ones(2, 4) if 'Tensor' in str(a.type) else {'bool': False, 'int': 0, 'str': ''}.get(str(a.type), 1.0)\n"
-        "        for a in schema.arguments]\n"
-        "torch.ops.liger.rms_norm_fwd.default.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *args)"
+        "values = {'bool': False, 'int': 0, 'str': '', 'float': 1.0}\n"
+        "args = [values.get(str(a.type), torch.ones(2, 4)) for a in schema.arguments]\n"
+        "cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)\n"
+        "torch.ops.liger.rms_norm_fwd.default.redispatch(cuda, *args)"
     )
     if torch.version.cuda and os.path.exists(os.path.join(_load.LIB, "libliger_torch_cuda.so")):
         pytest.skip("the GPU library is there")
@@ -310,19 +342,11 @@ def test_gpu_tensors_without_a_gpu_library_say_what_to_build():
 
 
 def test_env_report_names_what_matters():
-    out = python("-m", "liger_kernel.env_report").stdout
+    out = python("-m", "liger_kernel.env_report", LIGER_ISA_MAX="2").stdout
     for text in (VERSION, UPSTREAM, torch.__version__, "libliger_torch_cpu.so", "CPU level in use: "):
         assert text in out
     assert "unknown" not in out and "MISSING" not in out
-
-
-def test_isa_cap_is_reported():
-    if "x86-64" not in python("-m", "liger_kernel.env_report").stdout:
-        pytest.skip("one level only on this machine")
-    assert (
-        "CPU level in use: x86-64-v2 (LIGER_ISA_MAX=2)"
-        in python("-m", "liger_kernel.env_report", LIGER_ISA_MAX="2").stdout
-    )
+    assert "x86-64-v3" not in out or "CPU level in use: x86-64-v2 (LIGER_ISA_MAX=2)" in out
 
 
 def test_unknown_attribute_raises():
@@ -331,7 +355,7 @@ def test_unknown_attribute_raises():
 
 
 def test_no_warning_without_upstream(monkeypatch):
-    monkeypatch.setattr(_upstream, "upstream_version", lambda: None)
+    monkeypatch.setattr(_upstream, "conflict", lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _upstream.warn_if_both_installed()

@@ -17,8 +17,15 @@ SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".cpp")
 KERNELS = ("csrc/kernels/*", "csrc/liger.h")
 
 # What a folder may import: itself and every folder of a lower rank.
-RANKS = {"transformers": 3, "chunked_loss": 2, "megatron": 2, "ops": 1, "": 0}
-ENTRY_POINTS = {"liger_kernel/selftest.py", "liger_kernel/env_report.py"}  # run by hand, imported by nobody
+RANKS = {"transformers": 3, "chunked_loss": 2, "megatron": 2, "ops": 1}
+BASE = {
+    "__init__",
+    "_load",
+    "_upstream",
+    "_version",
+    "utils",
+}  # rank 0; the other top-level modules are tools above all
+TOOL = 9
 
 
 def no_long_file(path, text):
@@ -42,7 +49,7 @@ def gpu_knowledge_only_in_gpu_h(path, text):
         r"\bwarpSize\b": "the warp width",
         r"\b__\w+_sync\b|\b__syncwarp\b|\b__activemask\b": "a warp intrinsic",
         r"\b0x[fF]{8}(?![0-9a-fA-F])[uU]?": "a full mask",
-        r"(threadIdx\.x|\blane\w*|\bwarp\w*)\s*(%|/|&|>>|==|<|\*)=?\s*(5|31|32|64)\b": "the warp width as a number",
+        r"(threadIdx\.x|\b(lane|warp)\w*)\s*(%|/|&|>>|==|<|\*)=?\s*(5|31|32|64)\b": "a literal warp width",
     }
     for line, code in _code_lines(text):
         for pattern, what in words.items():
@@ -90,22 +97,32 @@ def no_data_in_grid_yz(path, text):
 
 
 def no_upward_import(path, text):
-    if path in ENTRY_POINTS:
-        return
-    parts = path.split("/")[1:-1]
-    rank = RANKS[parts[0] if parts and parts[0] in RANKS else ""]
-    package = ["liger_kernel", *parts]
+    package = ["liger_kernel", *path.split("/")[1:-1]]
+    module = os.path.splitext(path)[0].replace("/", ".")
+    rank = _rank(module)
     tree = ast.parse(text, path)
     for node in ast.walk(tree):
         for target in _imported(node, package):
-            folder = target.split(".")[1] if target.startswith("liger_kernel.") else None
-            if folder in RANKS and RANKS[folder] >= max(rank, 1) and folder not in parts[:1]:
+            same_folder = target.split(".")[1:2] == package[1:2]
+            if _rank(target) > rank or (_rank(target) == rank and rank in RANKS.values() and not same_folder):
                 yield node.lineno, f"{target}: imports go down the layers only"
     for node in tree.body:
         if rank < RANKS["transformers"] and any(
             re.match(r"transformers\b", t) for t in _imported(node, package)
         ):
             yield node.lineno, "only liger_kernel/transformers knows Hugging Face's transformers"
+
+
+def _rank(module):
+    """Of a full name such as liger_kernel.ops.rms_norm, or one that ends in a name imported from the module."""
+    parts = module.split(".")
+    if parts[0] != "liger_kernel":
+        return -1
+    second = parts[1] if len(parts) > 1 else "__init__"
+    if second in RANKS:
+        return RANKS[second]
+    is_module = os.path.exists(os.path.join(ROOT, "liger_kernel", second + ".py"))
+    return TOOL if is_module and second not in BASE else 0
 
 
 def _imported(node, package):
