@@ -83,6 +83,7 @@ class OpSpec:
     gradcheck   samples small enough for fp64 gradcheck (the first with 0 < size < 64 elements, by default)
     dynamic     samples that differ in sizes alone, for one compiled graph with dynamic shapes (the first sample with other
                 leading sizes, by default)
+    big         the sample that a GPU runs with more than 2^31 elements by growing its leading size (the first, by default)
     notes       what the docs' table says beside the name
     """
 
@@ -98,6 +99,7 @@ class OpSpec:
     grad_factor: float = 1.0
     gradcheck: tuple[Sample, ...] = ()
     dynamic: tuple[Sample, ...] = ()
+    big: Sample | None = None
     notes: str = ""
 
 

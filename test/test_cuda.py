@@ -1,0 +1,198 @@
+"""What only a GPU can show, for every operator: graphs, streams, no synchronisation, threads, more than 2^31
+elements."""
+
+import math
+import threading
+
+import pytest
+import torch
+
+from liger_kernel import _check as C
+from liger_kernel.ops import SPECS
+from liger_kernel.ops._spec import Sample, T
+
+pytestmark = pytest.mark.cuda_only
+every_op = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+
+
+def _step(spec, args, upstream):
+    """Forward and backward into the caller's hands, without anything else on the way."""
+    outputs = C.outputs_of(spec.fn(**args))
+    roots = [o for o in outputs if o is not None and o.requires_grad]
+    given = [g for g, o in zip(upstream, outputs) if g is not None and o.requires_grad]
+    grads = torch.autograd.grad(roots, list(C.leaves(args).values()), given, allow_unused=True)
+    return [t for t in (*outputs, *grads) if t is not None]
+
+
+def _same(a, b):
+    return [i for i, (p, q) in enumerate(zip(a, b, strict=True)) if not C.same_bits(p, q)]
+
+
+@every_op
+def test_cuda_graph_replays_on_new_data(spec):
+    sample = spec.samples[0]
+    args = C.draw(sample, "cuda", torch.bfloat16)
+    upstream = C.call(spec.fn, args).upstream
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            _step(spec, args, upstream)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _step(spec, args, upstream)
+    for seed in (1, 2):
+        fresh = C.draw(sample, "cuda", torch.bfloat16, seed=seed)
+        with torch.no_grad():
+            for name, t in C.tensors(args).items():
+                t.copy_(fresh[name])
+        graph.replay()
+        torch.cuda.synchronize()
+        assert _same(captured, _step(spec, fresh, upstream)) == []
+
+
+@pytest.mark.parametrize("x", ["fp32", "bf16"])
+@every_op
+def test_nothing_waits_for_the_gpu(spec, x):
+    args = C.draw(spec.samples[0], "cuda", C.DTYPES[x])
+    upstream = C.call(spec.fn, args).upstream
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _step(spec, args, upstream)
+        with torch.no_grad():
+            spec.fn(**args)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@every_op
+def test_runs_on_the_current_stream(spec):
+    """Behind a kernel of a tenth of a second on a side stream lie the inputs: whoever launches elsewhere
+    reads the old ones."""
+    sample = spec.samples[0]
+    right = C.draw(sample, "cuda", torch.bfloat16, seed=1)
+    upstream = C.call(spec.fn, right).upstream
+    want = _step(spec, right, upstream)
+    args = C.draw(sample, "cuda", torch.bfloat16, seed=0)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)
+        with torch.no_grad():
+            for name, t in C.tensors(args).items():
+                t.copy_(right[name])
+        got = _step(spec, args, upstream)
+    side.synchronize()
+    assert _same(got, want) == []
+
+
+@every_op
+def test_other_threads(spec):
+    want = C.call(spec.fn, C.draw(spec.samples[0], "cuda", torch.bfloat16))
+    found = []
+
+    def work():
+        try:
+            found.append(C.call(spec.fn, C.draw(spec.samples[0], "cuda", torch.bfloat16)).equal(want))
+        except Exception as error:  # reported in the test's own thread
+            found.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert found == [[]] * 4
+
+
+@every_op
+def test_every_element_is_written(spec):
+    """torch fills each uninitialised tensor with NaN in this mode."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        for sample in spec.samples:
+            run = C.call(spec.fn, C.draw(sample, "cuda", torch.bfloat16))
+            again = C.call(spec.fn, C.draw(sample, "cuda", torch.bfloat16))
+            assert run.equal(again) == []
+            C.check(spec, sample, "cuda", torch.bfloat16)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _others(spec):
+    names = [k for k, v in spec.samples[0].args.items() if isinstance(v, T)]
+    return [pytest.param(spec, k, id=f"{spec.name}-{k}") for k in names[1:]]
+
+
+@pytest.mark.parametrize("spec, name", [p for s in SPECS.values() for p in _others(s)])
+def test_wrong_device_names_both(spec, name):
+    args = C.draw(spec.samples[0], "cuda")
+    args[name] = args[name].detach().cpu()
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        spec.fn(**args)
+    assert "cpu" in str(error.value) and "cuda" in str(error.value)
+
+
+# ---- more than 2^31 elements -------------------------------------------------------------------------------
+def _huge(sample: Sample) -> tuple[dict, int]:
+    """The sample's arguments with a leading size that takes the largest tensor past 2^31 elements, and that
+    size. 4099 rows of random numbers, repeated on the device."""
+    lead = next(a.shape[0] for a in sample.args.values() if isinstance(a, T))
+    widest = max(
+        math.prod(a.shape[1:]) for a in sample.args.values() if isinstance(a, T) and a.shape[:1] == (lead,)
+    )
+    n = 2**31 // widest + 4099
+    block = {
+        k: T(**{**a.__dict__, "shape": (4099, *a.shape[1:])})
+        if isinstance(a, T) and a.shape[:1] == (lead,)
+        else a
+        for k, a in sample.args.items()
+    }
+    args = C.draw(Sample(sample.id, block), "cuda", torch.bfloat16, grad=False)
+    for name, spec in block.items():
+        if isinstance(spec, T):
+            t = args[name]
+            if spec is not sample.args[name]:
+                big = t.new_empty((n, *t.shape[1:]))
+                for start in range(0, n, 4099):
+                    big[start : start + 4099] = t[: min(4099, n - start)]
+                t = big
+            args[name] = t.requires_grad_(spec.grad and t.is_floating_point())
+    return args, n
+
+
+@pytest.mark.big
+@every_op
+def test_more_than_2_to_the_31_elements(spec):
+    """The last rows of the huge run are those of a run on the last rows alone, bit for bit."""
+    sample = spec.big or spec.samples[0]
+    if "reduction" in sample.args:  # a mean would scale the two runs differently
+        sample = sample.with_args("sum", reduction="sum")
+    args, n = _huge(sample)
+    outputs = C.outputs_of(spec.fn(**args))
+    roots = [o for o in outputs if o is not None and o.requires_grad]
+    generator = torch.Generator("cuda").manual_seed(1)
+    upstream = [torch.randn(o.shape, dtype=o.dtype, device="cuda", generator=generator) for o in roots]
+    grads = torch.autograd.grad(roots, list(C.leaves(args).values()), upstream, allow_unused=True)
+    last = {
+        k: v[-7:].detach().clone().requires_grad_(v.requires_grad)
+        if isinstance(v, torch.Tensor) and v.shape[:1] == (n,)
+        else v
+        for k, v in args.items()
+    }
+    small_outputs = C.outputs_of(spec.fn(**last))
+    small_roots = [o for o in small_outputs if o is not None and o.requires_grad]
+    tails = [g[-7:].clone() if g.shape[:1] == (n,) else g for g in upstream]
+    small_grads = torch.autograd.grad(small_roots, list(C.leaves(last).values()), tails, allow_unused=True)
+    checked = 0
+    for name, a, b in [
+        *((f"out[{i}]", a, b) for i, (a, b) in enumerate(zip(outputs, small_outputs))),
+        *((f"d{k}", a, b) for k, a, b in zip(C.leaves(args), grads, small_grads)),
+    ]:
+        if a is not None and a.shape[:1] == (n,):
+            assert C.same_bits(a[-7:], b), name
+            checked += 1
+    assert checked
