@@ -134,7 +134,7 @@ inline int32_t accum_dtype(const Arg &a) {
 
 // A dense uninitialised tensor from torch's allocator, on the device of `like`.
 inline Tensor empty(const int64_t *sizes, int64_t dim, int32_t raw_dtype, const Arg &like) {
-  int64_t strides[16], s = 1;
+  int64_t strides[16] = {}, s = 1;
   if (dim > 16) fail("empty", "tensors of more than 16 dimensions are not supported");
   for (int64_t i = dim; i-- > 0;) {
     strides[i] = s;
@@ -193,16 +193,17 @@ inline Rows rows(const Arg &a) {
   return {std::move(c), p, n_rows, n_cols, n_cols};
 }
 
-// A vector argument (a weight, a bias) with stride 1.
-inline Arg dense(const Arg &a) {
+inline bool is_dense(const Arg &a) {
   bool ok = true;
   int64_t s = 1;
   for (int64_t i = a.dim; i-- > 0;) {
     ok = ok && (a.sizes[i] == 1 || a.strides[i] == s);
     s *= a.sizes[i];
   }
-  return ok ? a : Arg(dense_copy(a.tensor), a.name);
+  return ok || s == 0;
 }
+// A vector argument (a weight, a bias) with stride 1.
+inline Arg dense(const Arg &a) { return is_dense(a) ? a : Arg(dense_copy(a.tensor), a.name); }
 
 // ---- launching --------------------------------------------------------------------------------------------------------
 #if LIGER_GPU
@@ -224,6 +225,11 @@ void launch(const char *op, liger_status (*fn)(const Args *, void *), const Args
   const liger_status s = fn(&a, scope.stream);
   if (s != LIGER_OK) fail(op, "the launch failed: ", liger_cuda_error_string(s));
 }
+// Work whose order is fixed, so that one call on the CPU takes all of it: sums over rows.
+template <class Args>
+void launch_whole(const char *op, liger_status (*fn)(const Args *, void *), const Args &a, const Scope &scope, int64_t n) {
+  launch(op, fn, a, scope, n, 1);
+}
 #else
 #define LIGER_BACKEND CPU
 #define LIGER_FN(name) liger_##name##_cpu
@@ -242,6 +248,11 @@ void launch(const char *op, liger_status (*fn)(const Args *, int64_t, int64_t), 
     if (s != LIGER_OK) status = s;
   });
   if (status != LIGER_OK) fail(op, liger_error_string(status));
+}
+template <class Args>
+void launch_whole(const char *op, liger_status (*fn)(const Args *, int64_t, int64_t), const Args &a, const Scope &, int64_t n) {
+  const liger_status s = fn(&a, 0, n);
+  if (s != LIGER_OK) fail(op, liger_error_string(s));
 }
 #endif
 } // namespace liger
