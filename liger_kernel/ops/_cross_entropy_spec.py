@@ -124,7 +124,7 @@ SPEC_FIELDS = dict(
     ),
     options=(
         (_base, _base.with_args("weight", weight=T((45,), "fp32", grad=False, positive=True))),
-        (_sample(7, 45, labels=3), _sample(7, 45, labels=3).with_args("ignore_index", ignore_index=1)),
+        (_sample(40, 45, labels=3), _sample(40, 45, labels=3).with_args("ignore_index", ignore_index=1)),
         (_base, _base.with_args("lse_square_scale", lse_square_scale=0.1)),
         (_base, _base.with_args("label_smoothing", label_smoothing=0.1)),
         (_base, _base.with_args("sum", reduction="sum")),
