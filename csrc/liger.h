@@ -195,6 +195,57 @@ LIGER_API liger_status liger_row_sum_cuda(const liger_row_sum_args *a, void *str
 LIGER_API liger_status liger_scale_grad_cpu(const liger_scale_grad_args *a, int64_t row_begin, int64_t row_end);
 LIGER_API liger_status liger_scale_grad_cuda(const liger_scale_grad_args *a, void *stream);
 
+/* ---- linear losses ---------------------------------------------------------------------------------------------------
+ * Everything that ends in a vocabulary: logits = X W^T + bias, block by block, each block turned in place into dlogits.
+ * The plan says how the work is cut. It depends on its arguments alone, so it can be tested, printed and predicted.       */
+typedef enum { LIGER_TOKEN_BLOCKS = 0, LIGER_VOCAB_BLOCKS = 1 } liger_loop_order;
+enum { LIGER_ACCUM_AUTO = -1 };
+
+typedef struct {
+  int64_t n_rows, hidden_size, vocab_size; /* X (n_rows, hidden_size), W (vocab_size, hidden_size) */
+  int64_t memory_budget;                   /* bytes that a block may take */
+  int64_t chunk_mem_const;                 /* above 1: blocks of about that many times X's size, within the budget */
+  int needs_dx, needs_dw, on_gpu;
+  int accum; /* a liger_dtype that the caller insists on for dW, or LIGER_ACCUM_AUTO */
+  liger_dtype compute_dtype, w_dtype;
+} liger_linear_loss_plan_args;
+
+typedef struct {
+  int loop_order; /* liger_loop_order */
+  int64_t block_rows, n_blocks;
+  int64_t block_bytes;     /* the block's logits, and their fp32 copy where widen_block */
+  int64_t accum_bytes;     /* dW's accumulator, where it is not the gradient itself */
+  liger_dtype accum_dtype; /* what dW is added up in */
+  int widen_block;         /* dlogits are copied to fp32 for the dW product, which then rounds nothing */
+} liger_linear_loss_plan_result;
+
+LIGER_API liger_status liger_linear_loss_plan(const liger_linear_loss_plan_args *a, liger_linear_loss_plan_result *plan);
+
+/* dst = src, or dst + src, rounded once */
+typedef struct {
+  void *dst;       /* (n_rows, n_cols) dst_dtype */
+  const void *src; /* (n_rows, n_cols) src_dtype */
+  int64_t n_rows, n_cols, dst_row_stride, src_row_stride;
+  int add;
+  liger_dtype dst_dtype, src_dtype, real_dtype; /* real_dtype: fp64 where either is fp64, else fp32 */
+} liger_convert_args;
+
+/* sum = column sums of X, or sum + them: a bias gradient over one block of dlogits */
+typedef struct {
+  void *sum;       /* (n_cols) real */
+  const void *X;   /* (n_rows, n_cols) x_dtype */
+  void *workspace; /* liger_bias_grad_workspace_cuda(n_rows, n_cols) bytes; unused on the CPU */
+  int64_t n_rows, n_cols, X_row_stride;
+  int add;
+  liger_dtype x_dtype;
+} liger_bias_grad_args;
+
+LIGER_API liger_status liger_convert_cpu(const liger_convert_args *a, int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_convert_cuda(const liger_convert_args *a, void *stream);
+LIGER_API liger_status liger_bias_grad_cpu(const liger_bias_grad_args *a, int64_t col_begin, int64_t col_end);
+LIGER_API int64_t liger_bias_grad_workspace_cuda(int64_t n_rows, int64_t n_cols);
+LIGER_API liger_status liger_bias_grad_cuda(const liger_bias_grad_args *a, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

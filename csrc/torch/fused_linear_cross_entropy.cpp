@@ -1,0 +1,91 @@
+// Glue of fused_linear_cross_entropy: schema, checks, and the engine's loop with the cross entropy row kernel in it.
+#include "cross_entropy_torch.h"
+#include "linear_loss.h"
+
+using liger::Arg;
+using torch::stable::Tensor;
+
+namespace {
+// loss, z_loss, accuracy, predicted, dx, dweight, dbias; (0,) where not wanted. dloss: the incoming gradient, () or, for reduction
+// none, (n_rows,); without it the gradients are those of the loss itself.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+fused_linear_cross_entropy(const Tensor &x_, const Tensor &weight_, const Tensor &target, const std::optional<Tensor> &bias_,
+                           const std::optional<Tensor> &ce_weight, const std::optional<Tensor> &dloss, int64_t ignore_index,
+                           double lse_square_scale, double label_smoothing, int64_t reduction, double softcap,
+                           bool token_scaling, bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw,
+                           bool needs_dbias, int64_t compute_dtype, int64_t accum_dtype, int64_t chunk_mem_const,
+                           int64_t memory_budget) {
+  const char *op = "fused_linear_cross_entropy";
+  const Arg x(x_, "x"), w(weight_, "weight");
+  liger::check_device(op, w, x);
+  liger::check_float(op, x);
+  liger::check_float(op, w);
+  if (x.dim != 2) liger::fail(op, "x has shape ", x.shape(), ", expected two dimensions: (n_rows, hidden_size)");
+  if (w.dim != 2 || w.sizes[1] != x.sizes[1])
+    liger::fail(op, "weight has shape ", w.shape(), ", expected (vocab_size, ", x.sizes[1], "): the last size of x");
+  std::optional<Arg> bias;
+  if (bias_) {
+    const Arg b(*bias_, "bias");
+    liger::check_device(op, b, x);
+    liger::check_float(op, b);
+    liger::check_vector(op, b, w.sizes[0], "one value per row of weight");
+    bias.emplace(liger::dense(b));
+  }
+  if (compute_dtype < LIGER_F32 || compute_dtype > (LIGER_GPU ? LIGER_BF16 : LIGER_F64))
+    liger::fail(op, "compute_dtype is ", compute_dtype, ", expected a dtype code of liger.h that this device has");
+  if (accum_dtype < LIGER_ACCUM_AUTO || accum_dtype > LIGER_F64)
+    liger::fail(op, "accum_dtype is ", accum_dtype, ", expected -1 or a dtype code of liger.h");
+  if (memory_budget < 0) liger::fail(op, "memory_budget is ", memory_budget, ", expected a number of bytes, not negative");
+  const auto compute = (liger_dtype)compute_dtype;
+  const liger::CrossEntropyWanted want{z_loss, accuracy, predicted};
+  const liger::CrossEntropy ce(op, x, w.sizes[0], compute, target, ce_weight, "ce_weight",
+                               {ignore_index, lse_square_scale, label_smoothing, reduction, softcap});
+  const std::optional<Arg> g = dloss ? std::optional<Arg>(ce.check_dloss(*dloss)) : std::nullopt;
+
+  const liger::Scope scope(x);
+  const Tensor stats = ce.count(scope);
+  const liger::CrossEntropyOutputs rows = ce.outputs(want);
+  const liger_cross_entropy_args all = [&] {
+    liger_cross_entropy_args a = ce.rows_args(stats, rows, want);
+    if (g) ce.set_dloss(a, *g);
+    a.token_scaling = token_scaling;
+    return a;
+  }();
+  liger::LinearLoss head(op, x, w, bias, compute, {needs_dx, needs_dw, needs_dbias && bias}, (int)accum_dtype, memory_budget,
+                         chunk_mem_const, scope);
+  const bool any_gradient = head.want.dx || head.want.dw || head.want.dbias;
+  const int64_t real_size = compute == LIGER_F64 ? 8 : 4;
+  auto row = [](void *p, int64_t first, int64_t size) { return p ? (char *)p + first * size : nullptr; };
+  for (int64_t b = 0; b < head.plan.n_blocks; b++) {
+    const liger::LogitsBlock block = head.logits(b);
+    liger_cross_entropy_args a = all;
+    a.loss = row(all.loss, block.first, real_size);
+    a.z_loss = row(all.z_loss, block.first, real_size);
+    a.accuracy = row(all.accuracy, block.first, real_size);
+    a.predicted = all.predicted ? all.predicted + block.first : nullptr;
+    a.target = all.target + block.first * all.target_stride;
+    a.row_grad = row((void *)all.row_grad, block.first * all.row_grad_stride, real_size);
+    a.n_rows = block.n_rows;
+    a.X = block.ptr;
+    a.dX = any_gradient ? block.ptr : nullptr;
+    liger::launch(op, LIGER_FN(cross_entropy), a, scope, block.n_rows, head.vocab_size);
+    head.gradients(block);
+  }
+  head.finish();
+  auto [loss, z, acc, pred] = ce.reduce(rows, want, stats, scope);
+  return {loss, z, acc, pred, head.dx, head.dw, head.dbias};
+}
+} // namespace
+
+#if !LIGER_GPU
+STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
+  m.def("fused_linear_cross_entropy(Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor? ce_weight, Tensor? dloss, "
+        "int ignore_index, float lse_square_scale, float label_smoothing, int reduction, float softcap, bool token_scaling, "
+        "bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw, bool needs_dbias, int compute_dtype, "
+        "int accum_dtype, int chunk_mem_const, int memory_budget) -> (Tensor loss, Tensor z_loss, Tensor accuracy, "
+        "Tensor predicted, Tensor dx, Tensor dweight, Tensor dbias)");
+}
+#endif
+STABLE_TORCH_LIBRARY_IMPL(liger, LIGER_BACKEND, m) {
+  m.impl("fused_linear_cross_entropy", TORCH_BOX(&fused_linear_cross_entropy));
+}

@@ -1,0 +1,235 @@
+// The linear-loss engine: the block loop that every loss ending in a vocabulary shares.
+//
+//   for (int64_t b = 0; b < head.plan.n_blocks; b++) {
+//     const liger::LogitsBlock block = head.logits(b);   X_b W^T + bias, in the one reused buffer
+//     ... a row kernel turns block.ptr in place into dlogits ...
+//     head.gradients(block);                             dX_b = D W;  dW += D^T X_b;  dbias += column sums of D
+//   }
+//   head.finish();
+//
+// Products are torch's own, called below the dispatcher. Nothing that nobody asked for is computed or allocated. The first block
+// writes dW, later ones add to it in the plan's accumulator type: no buffer is filled with zeros first.
+#pragma once
+#include "liger_torch.h"
+
+#if LIGER_GPU
+#include "linear_loss_cublas.h"
+#define LIGER_MM(name) aoti_torch_cuda_##name
+#else
+#define LIGER_MM(name) aoti_torch_cpu_##name
+#endif
+// declared here, since the generated shim headers bring hundreds more; both are exported by torch since 2.10
+extern "C" AOTI_TORCH_EXPORT AOTITorchError LIGER_MM(mm_out)(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
+extern "C" AOTI_TORCH_EXPORT AOTITorchError LIGER_MM(addmm_out)(AtenTensorHandle out, AtenTensorHandle self, AtenTensorHandle a,
+                                                                AtenTensorHandle b, double beta, double alpha);
+
+namespace liger {
+inline int32_t torch_dtype(liger_dtype t) {
+  switch (t) {
+  case LIGER_F64: return aoti_torch_dtype_float64();
+  case LIGER_F16: return aoti_torch_dtype_float16();
+  case LIGER_BF16: return aoti_torch_dtype_bfloat16();
+  default: return aoti_torch_dtype_float32();
+  }
+}
+inline int64_t dtype_size(liger_dtype t) { return t == LIGER_F64 ? 8 : t == LIGER_F32 ? 4 : 2; }
+
+// n_rows x n_cols of the memory of t from element `offset` on
+inline Tensor view(const Tensor &t, int64_t n_rows, int64_t n_cols, int64_t row_stride, int64_t col_stride, int64_t offset) {
+  const int64_t sizes[2] = {n_rows, n_cols}, strides[2] = {row_stride, col_stride};
+  AtenTensorHandle h;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &h));
+  return Tensor(h);
+}
+inline void mm(const Tensor &out, const Tensor &a, const Tensor &b) {
+  TORCH_ERROR_CODE_CHECK(LIGER_MM(mm_out)(out.get(), a.get(), b.get()));
+}
+inline void addmm(const Tensor &out, const Tensor &self, const Tensor &a, const Tensor &b) {
+  TORCH_ERROR_CODE_CHECK(LIGER_MM(addmm_out)(out.get(), self.get(), a.get(), b.get(), 1.0, 1.0));
+}
+
+struct LogitsBlock {
+  int64_t first, n_rows;
+  Tensor logits; // (n_rows, vocab_size), dense
+  void *ptr;
+};
+
+struct LinearLossWanted {
+  bool dx, dw, dbias;
+};
+
+// One head: hidden states, weight, bias, and the loop over its logits.
+struct LinearLoss {
+  const char *op;
+  const Arg x, w; // X (n_rows, hidden_size), W (vocab_size, hidden_size): any strides
+  const liger_dtype compute, x_dtype, w_dtype;
+  const LinearLossWanted want;
+  const Scope &scope;
+  const NoGrad no_grad; // torch's products look at the caller's autograd state
+  const int64_t n_rows, hidden_size, vocab_size;
+  liger_linear_loss_plan_result plan;
+  Tensor dx, dw, dbias; // (0,) where not wanted
+
+  LinearLoss(const char *op, const Arg &x, const Arg &w, const std::optional<Arg> &bias, liger_dtype compute,
+             const LinearLossWanted &want, int accum, int64_t memory_budget, int64_t chunk_mem_const, const Scope &scope)
+      : op(op), x(x), w(w), compute(compute), x_dtype(check_float(op, x)), w_dtype(check_float(op, w)), want(want), scope(scope),
+        n_rows(x.sizes[0]), hidden_size(x.sizes[1]), vocab_size(w.sizes[0]),
+        plan(make_plan(accum, memory_budget, chunk_mem_const)), dx(matrix(want.dx, n_rows, hidden_size, x_dtype)),
+        dw(matrix(want.dw, vocab_size, hidden_size, w_dtype)),
+        dbias(empty_1d(want.dbias ? vocab_size : 0, bias ? bias->raw_dtype : x.raw_dtype, x)),
+        buffer(matrix(true, plan.block_rows, vocab_size, compute)), weight(in_compute_dtype(w, w_dtype)) {
+    const bool same = w_dtype == compute;
+    const int64_t row = same ? w.strides[0] : hidden_size, col = same ? w.strides[1] : 1;
+    weight_t = view(weight, hidden_size, vocab_size, col, row, 0);
+    if (bias) bias_in = in_compute_dtype(*bias, bias_dtype = check_float(op, *bias));
+    if (want.dw && plan.accum_dtype != w_dtype && plan.n_blocks) accumulator = matrix(true, vocab_size, hidden_size, plan.accum_dtype);
+    else if (want.dw) accumulator = dw;
+    if (want.dbias) bias_sum = empty_1d(vocab_size, torch_dtype(real()), x);
+  }
+
+  LogitsBlock logits(int64_t b) {
+    const int64_t first = b * plan.block_rows, last = first + plan.block_rows < n_rows ? first + plan.block_rows : n_rows;
+    LogitsBlock block{first, last - first, view(buffer, last - first, vocab_size, vocab_size, 1, 0), nullptr};
+    block.ptr = ptr(block.logits);
+    x_block = view(x.tensor, block.n_rows, hidden_size, x.strides[0], x.strides[1], first * x.strides[0]);
+    if (x_dtype != compute) {
+      const Arg part(x_block, "x");
+      x_block = in_compute_dtype(part, x_dtype);
+    }
+    if (bias_in) addmm(block.logits, *bias_in, x_block, weight_t);
+    else mm(block.logits, x_block, weight_t);
+    return block;
+  }
+
+  // `block.logits` now holds dlogits
+  void gradients(const LogitsBlock &block) {
+    if (want.dx) {
+      const Tensor rows = view(dx, block.n_rows, hidden_size, hidden_size, 1, block.first * hidden_size);
+      if (x_dtype == compute) {
+        mm(rows, block.logits, weight);
+      } else {
+        const Tensor product = matrix(true, block.n_rows, hidden_size, compute);
+        mm(product, block.logits, weight);
+        convert(ptr(rows), x_dtype, ptr(product), compute, block.n_rows, hidden_size, hidden_size, false);
+      }
+    }
+    if (want.dw) add_weight_gradient(block);
+    if (want.dbias) add_bias_gradient(block);
+  }
+
+  void finish() {
+    if (want.dw && !plan.n_blocks) torch::stable::zero_(dw);
+    else if (want.dw && plan.accum_dtype != w_dtype)
+      convert(ptr(dw), w_dtype, ptr(accumulator), plan.accum_dtype, vocab_size, hidden_size, hidden_size, false);
+    if (want.dbias && !plan.n_blocks) torch::stable::zero_(dbias);
+    else if (want.dbias) convert(ptr(dbias), bias_dtype, ptr(bias_sum), real(), 1, vocab_size, vocab_size, false);
+  }
+
+private:
+  Tensor buffer;             // (block_rows, vocab_size), the only memory for logits
+  Tensor weight, weight_t;   // W and its transpose, in the products' dtype
+  std::optional<Tensor> bias_in;
+  liger_dtype bias_dtype = LIGER_F32;
+  Tensor x_block, accumulator, bias_sum;
+
+  liger_dtype real() const { return compute == LIGER_F64 ? LIGER_F64 : LIGER_F32; }
+
+  liger_linear_loss_plan_result make_plan(int accum, int64_t memory_budget, int64_t chunk_mem_const) const {
+    liger_linear_loss_plan_args a{};
+    a.n_rows = n_rows;
+    a.hidden_size = hidden_size;
+    a.vocab_size = vocab_size;
+    a.memory_budget = memory_budget;
+    a.chunk_mem_const = chunk_mem_const;
+    a.needs_dx = want.dx;
+    a.needs_dw = want.dw;
+    a.on_gpu = LIGER_GPU;
+    a.accum = accum;
+    a.compute_dtype = compute;
+    a.w_dtype = w_dtype;
+    liger_linear_loss_plan_result p{};
+    if (liger_linear_loss_plan(&a, &p) != LIGER_OK) fail(op, "memory_budget is ", memory_budget, ", expected bytes, not negative");
+    return p;
+  }
+
+  Tensor matrix(bool wanted, int64_t n_rows, int64_t n_cols, liger_dtype t) const {
+    const int64_t sizes[2] = {n_rows, n_cols};
+    return wanted ? empty(sizes, 2, torch_dtype(t), x) : empty_1d(0, torch_dtype(t), x);
+  }
+
+  void convert(void *dst, liger_dtype dst_dtype, const void *src, liger_dtype src_dtype, int64_t n_rows, int64_t n_cols,
+               int64_t src_row_stride, bool add) const {
+    liger_convert_args a{};
+    a.dst = dst;
+    a.src = src;
+    a.n_rows = n_rows;
+    a.n_cols = n_cols;
+    a.dst_row_stride = n_cols;
+    a.src_row_stride = src_row_stride;
+    a.add = add;
+    a.dst_dtype = dst_dtype;
+    a.src_dtype = src_dtype;
+    a.real_dtype = dst_dtype == LIGER_F64 || src_dtype == LIGER_F64 ? LIGER_F64 : LIGER_F32;
+    launch(op, LIGER_FN(convert), a, scope, n_rows, n_cols);
+  }
+
+  // t itself where it has the products' dtype, else a dense copy
+  Tensor in_compute_dtype(const Arg &t, liger_dtype t_dtype) const {
+    if (t_dtype == compute) return t.tensor;
+    const Rows r = rows(t);
+    Tensor copy = empty(t.sizes, t.dim, torch_dtype(compute), t);
+    convert(liger::ptr(copy), compute, r.ptr, t_dtype, r.n_rows, r.n_cols, r.row_stride, false);
+    return copy;
+  }
+
+  void add_weight_gradient(const LogitsBlock &block) {
+    const Tensor d_t = view(block.logits, vocab_size, block.n_rows, 1, vocab_size, 0);
+    const bool first = block.first == 0;
+    if (plan.accum_dtype == compute) {
+      if (first) mm(accumulator, d_t, x_block);
+      else addmm(accumulator, accumulator, d_t, x_block);
+      return;
+    }
+#if LIGER_GPU
+    if (gemm_into_f32(op, (float *)ptr(accumulator), block.ptr, Arg(x_block, "x"), compute, block.n_rows, vocab_size, hidden_size, !first)) return;
+#endif
+    if (plan.widen_block) {
+      const Tensor d = matrix(true, block.n_rows, vocab_size, LIGER_F32), xs = matrix(true, block.n_rows, hidden_size, LIGER_F32);
+      const Rows rx = rows(Arg(x_block, "x"));
+      convert(ptr(d), LIGER_F32, block.ptr, compute, block.n_rows, vocab_size, vocab_size, false);
+      convert(ptr(xs), LIGER_F32, rx.ptr, compute, block.n_rows, hidden_size, rx.row_stride, false);
+      const Tensor wide_t = view(d, vocab_size, block.n_rows, 1, vocab_size, 0);
+      if (first) mm(accumulator, wide_t, xs);
+      else addmm(accumulator, accumulator, wide_t, xs);
+      return;
+    }
+    // the product of a slice of the vocabulary, rounded once, then added in fp32: a small scratch instead of one of dW's size
+    constexpr int64_t slice_bytes = 16 << 20;
+    int64_t slice = slice_bytes / (hidden_size * dtype_size(compute) + 1);
+    slice = slice < 1024 ? 1024 : slice;
+    slice = slice < vocab_size ? slice : vocab_size;
+    const Tensor scratch = matrix(true, slice, hidden_size, compute);
+    for (int64_t v = 0; v < vocab_size; v += slice) {
+      const int64_t n = v + slice < vocab_size ? slice : vocab_size - v;
+      const Tensor product = view(scratch, n, hidden_size, hidden_size, 1, 0);
+      mm(product, view(block.logits, n, block.n_rows, 1, vocab_size, v), x_block);
+      convert((float *)ptr(accumulator) + v * hidden_size, LIGER_F32, ptr(product), compute, n, hidden_size, hidden_size, !first);
+    }
+  }
+
+  void add_bias_gradient(const LogitsBlock &block) {
+    liger_bias_grad_args a{};
+    a.sum = ptr(bias_sum);
+    a.X = block.ptr;
+    a.n_rows = block.n_rows;
+    a.n_cols = a.X_row_stride = vocab_size;
+    a.add = block.first != 0;
+    a.x_dtype = compute;
+#if LIGER_GPU
+    const Tensor workspace = empty_1d(liger_bias_grad_workspace_cuda(block.n_rows, vocab_size) / 4, aoti_torch_dtype_float32(), x);
+    a.workspace = ptr(workspace);
+#endif
+    launch(op, LIGER_FN(bias_grad), a, scope, vocab_size, block.n_rows);
+  }
+};
+} // namespace liger
