@@ -84,6 +84,8 @@ class OpSpec:
     dynamic     samples that differ in sizes alone, for one compiled graph with dynamic shapes (the first sample with other
                 leading sizes, by default)
     big         the sample that a GPU runs with more than 2^31 elements by growing its leading size (the first, by default)
+    gemm        results pass through torch's matrix products, whose bits may change with layout, alignment and the number of
+                threads: there the tests hold every variant against the truth instead of against the first one's bits
     notes       what the docs' table says beside the name
     """
 
@@ -100,6 +102,7 @@ class OpSpec:
     gradcheck: tuple[Sample, ...] = ()
     dynamic: tuple[Sample, ...] = ()
     big: Sample | None = None
+    gemm: bool = False
     notes: str = ""
 
 

@@ -1,0 +1,100 @@
+"""The plan of the linear losses: a pure function, so every promise about blocks, budget and accuracy is a property of its answers."""
+
+import pytest
+import torch
+
+from liger_kernel.ops.linear_loss import get_memory_budget, plan, set_memory_budget
+
+MIB = 2**20
+ROWS = (0, 1, 2, 127, 1000, 1024, 4096, 8192, 16384, 100_000, 1_000_000)
+HEADS = ((1, 1), (64, 1000), (768, 32000), (511, 50257), (512, 50257), (4096, 128256), (2048, 262144))
+BUDGETS = (1, 10**5, 64 * MIB, 256 * MIB, 2**31)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# additions in a 16-bit type that keep dW's error within three times eager's own, as measured: see csrc/kernels/linear_loss_plan.c
+ALLOWED = {False: 10, True: 20}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", ("cpu", "cuda"))
+@pytest.mark.parametrize("accum", (None, torch.float32))
+def test_blocks_cover_the_rows_within_the_budget(dtype, device, accum):
+    for n in ROWS:
+        for h, v in HEADS:
+            for budget in BUDGETS:
+                p = plan(n, h, v, dtype, accum_dtype=accum, memory_budget=budget, device=device)
+                assert p.loop_order == "token"
+                assert p.block_rows * p.n_blocks >= n and p.block_rows * (p.n_blocks - 1) < max(n, 1)
+                assert p.block_bytes == p.block_rows * v * (dtype.itemsize + 4 * p.widen_block)
+                assert p.block_bytes <= budget or p.block_rows == 1
+
+
+@pytest.mark.parametrize("h, v", HEADS)
+def test_one_block_where_the_budget_allows(h, v):
+    n = max(1, 256 * MIB // (v * 4))
+    assert plan(n, h, v, torch.float32, memory_budget=n * v * 4).n_blocks == 1
+    assert plan(n + 1, h, v, torch.float32, memory_budget=n * v * 4).n_blocks == 2
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_16_bit_additions_stay_within_the_error_bound(dtype):
+    for n in ROWS:
+        for h, v in HEADS:
+            for budget in BUDGETS:
+                p = plan(n, h, v, dtype, memory_budget=budget, device="cuda")
+                assert (p.accum_dtype == torch.float32) == (p.n_blocks > ALLOWED[h >= 512])
+                assert p.accum_bytes == (4 * h * v if p.accum_dtype == torch.float32 else 0)
+
+
+def test_fp32_accumulation_on_request():
+    args = (4096, 768, 32000, torch.bfloat16)
+    cpu, gpu = (plan(*args, accum_dtype=torch.float32, memory_budget=64 * MIB, device=d) for d in ("cpu", "cuda"))
+    assert cpu.accum_dtype == gpu.accum_dtype == torch.float32
+    assert cpu.widen_block and not gpu.widen_block  # a GPU's product takes bf16 and adds in fp32
+    one = plan(*args, accum_dtype=torch.float32, memory_budget=2**30)
+    assert one.n_blocks == 1 and one.accum_dtype == torch.bfloat16 and not one.widen_block  # one product rounds once
+    frozen = plan(*args, accum_dtype=torch.float32, memory_budget=64 * MIB, needs_dw=False)
+    assert not frozen.widen_block and frozen.accum_bytes == 0
+
+
+def test_an_fp32_weight_is_its_own_accumulator():
+    p = plan(4096, 768, 32000, torch.bfloat16, torch.float32, memory_budget=64 * MIB)
+    assert p.accum_dtype == torch.float32 and p.accum_bytes == 0
+
+
+def test_gpu_blocks_are_large_and_whole_tiles():
+    """H200 sizes of the benchmarks: near the budget, multiples of 128, the work dealt out evenly."""
+    for n, h, v, blocks in ((8192, 4096, 128256, 8), (16384, 2048, 128256, 16), (4096, 4096, 32000, 1)):
+        p = plan(n, h, v, torch.bfloat16, device="cuda")
+        assert p.n_blocks == blocks and p.block_rows % 128 == 0 and p.accum_dtype == torch.bfloat16
+
+
+def test_no_tiny_last_block():
+    p = plan(2049, 4096, 128256, torch.bfloat16, memory_budget=1024 * 128256 * 2, device="cuda")
+    assert p.n_blocks == 3 and 2049 - 2 * p.block_rows > 500
+
+
+@pytest.mark.parametrize("const, rows", ((1, 4096), (2, 256), (8, 1024), (64, 4096), (10**15, 4096)))
+def test_chunk_mem_const_asks_for_blocks_of_that_many_times_x(const, rows):
+    p = plan(4096, 768, 32000, torch.float32, chunk_mem_const=const, memory_budget=2**40)
+    assert p.block_rows == rows
+    assert plan(4096, 768, 32000, torch.float32, chunk_mem_const=const, memory_budget=10 * 128000).block_rows <= 10
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="dtype is torch.int64, expected float32"):
+        plan(1, 1, 1, torch.int64)
+    with pytest.raises(ValueError, match="expected none to be negative"):
+        plan(-1, 1, 1, torch.float32)
+
+
+def test_budget_of_the_process():
+    assert get_memory_budget() == 256 * MIB
+    try:
+        set_memory_budget(10 * 128000)
+        assert get_memory_budget() == 10 * 128000 and plan(100, 768, 32000, torch.float32).block_rows == 10
+    finally:
+        set_memory_budget(None)
+    assert get_memory_budget() == 256 * MIB
+    for wrong in (0, -1, True, 1.5, "1"):
+        with pytest.raises(ValueError, match="n_bytes is .*, expected a number of bytes"):
+            set_memory_budget(wrong)
