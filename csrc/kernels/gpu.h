@@ -81,6 +81,17 @@ template <typename T> static __device__ __forceinline__ T gpu_shfl_xor(T v, int 
 #endif
 }
 
+/* 2^x by the special-function unit, within 2 ulp; results below 2^-126 are 0 */
+static __device__ __forceinline__ float gpu_exp2(float x) {
+#if LIGER_HIP
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 /* 16-byte accesses that do not stay in the caches: for data that nobody reads again soon */
 static __device__ __forceinline__ uint4 gpu_load_stream(const uint4 *p) {
 #if LIGER_HIP
