@@ -167,7 +167,7 @@ def _huge(sample: Sample) -> tuple[dict, int]:
 @pytest.mark.big
 @every_op
 def test_more_than_2_to_the_31_elements(spec):
-    """The last rows of the huge run are those of a run on the last rows alone, bit for bit."""
+    """The last rows of the huge run are those of a run on the last rows alone, bit for bit (products: closely)."""
     sample = spec.big or spec.samples[0]
     if "reduction" in sample.args:  # a mean would scale the two runs differently
         sample = sample.with_args("sum", reduction="sum")
@@ -193,6 +193,9 @@ def test_more_than_2_to_the_31_elements(spec):
         *((f"d{k}", a, b) for k, a, b in zip(C.leaves(args), grads, small_grads)),
     ]:
         if a is not None and a.shape[:1] == (n,):
-            assert C.same_bits(a[-7:], b), name
+            if spec.gemm:  # another number of rows may be another kernel of the library
+                torch.testing.assert_close(a[-7:], b, rtol=1e-2, atol=1e-2 * b.abs().max().item())
+            else:
+                assert C.same_bits(a[-7:], b), name
             checked += 1
     assert checked

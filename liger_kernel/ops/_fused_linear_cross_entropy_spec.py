@@ -190,6 +190,7 @@ SPEC_FIELDS = dict(
         "cuda": (_case("A", 8192, 4096, 128256), _case("B", 16384, 2048, 128256), _case("C", 4096, 4096, 32000)),
     },
     grad_factor=3.0,
+    big=_sample(9, 64, 1024, ignored=0.3, reduction="sum"),
     gemm=True,
     gradcheck=(
         _sample(5, 3, 7, True, True, 0.3, memory_budget=2 * 7 * 8, **_terms),
