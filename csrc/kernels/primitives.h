@@ -194,6 +194,24 @@ static inline void store_row(void *p, int64_t offset, const real *restrict s, in
   }
 }
 
+/* One element, for loops whose dtype is a constant at the call, so that the conversion is part of the vectorised loop and the data need
+ * not pass through a buffer: `real` itself and bf16, as `element_direct` says. Everything else goes by load_row and store_row. */
+#define LIGER_REAL (sizeof(real) == 4 ? LIGER_F32 : LIGER_F64)
+#define LIGER_INLINE static inline __attribute__((always_inline))
+static inline int element_direct(liger_dtype t) { return t == LIGER_REAL || (t == LIGER_BF16 && sizeof(real) == 4); }
+LIGER_INLINE real load_element(const void *p, int64_t i, liger_dtype t) {
+  return t == LIGER_BF16 ? (real)f32_of_bf16(((const uint16_t *)p)[i]) : ((const real *)p)[i];
+}
+LIGER_INLINE void store_element(void *p, int64_t i, real v, liger_dtype t) {
+  if (t == LIGER_BF16)
+    ((uint16_t *)p)[i] = bf16_of_f32((float)v);
+  else
+    ((real *)p)[i] = v;
+}
+static inline const void *elements_at(const void *p, int64_t offset, liger_dtype t) {
+  return (const char *)p + offset * (int64_t)dtype_size(t);
+}
+
 /* x[0..n) as they come back from a store in dtype t: where the reference rounds in the middle of a row */
 static inline void round_row(real *restrict x, int64_t n, liger_dtype t) {
   if (t == LIGER_BF16) {
@@ -241,31 +259,39 @@ static inline void block_rows(int64_t b, int64_t n_blocks, int64_t n_rows, int64
 }
 
 /* ---- functions that the compiler can vectorise ------------------------------------------------------------------------ */
-/* e^x: 2^n * e^r with r = x - n ln 2 in [-.35, .35], degree-6 polynomial; within 1 ulp. */
-static inline float exp_reduce(float x, int32_t *exponent) { /* e^r and n, for |x| < 2^22 ln 2 */
-  const float magic = 0x1.8p23f; /* adding it rounds to an integer in the low mantissa bits */
-  const float k = x * 0x1.715476p0f + magic, n = k - magic;
+/* e^x = 2^n * e^r with r = x - n ln 2 in [-.347, .347] and a minimax polynomial of degree 6 for e^r; relative error under 1.7 * 2^-24.
+ * exp_reduce: e^r, and n + magic's bits in *n_bits, for |x| < 2^22 ln 2 */
+#define EXP_MAGIC 0x1.8p23f /* adding it rounds to an integer in the low mantissa bits */
+static inline float exp_reduce(float x, uint32_t *n_bits) {
+  const float k = x * 0x1.715476p0f + EXP_MAGIC, n = k - EXP_MAGIC;
   const float r = (x - n * 0x1.62e400p-1f) - n * 0x1.7f7d1cp-20f;
-  float p = 0x1.6c0a0cp-10f;
-  p = p * r + 0x1.111e9ap-7f;
-  p = p * r + 0x1.5555a2p-5f;
-  p = p * r + 0x1.5554d2p-3f;
-  p = p * r + 0x1.000000p-1f;
-  *exponent = (int32_t)(bits_of_f32(k) - bits_of_f32(magic));
-  return p * r * r + r + 1.0f;
+  float p = 0x1.6a2434p-10f;
+  p = p * r + 0x1.1239e0p-7f;
+  p = p * r + 0x1.5558f2p-5f;
+  p = p * r + 0x1.555492p-3f;
+  p = p * r + 0x1.fffffcp-2f;
+  p = p * r + 1.0f;
+  *n_bits = bits_of_f32(k);
+  return p * r + 1.0f;
 }
-/* for x in [-87.3, 88.3], where the result and 2^n are normal numbers; a NaN stays one */
+/* x, or what has its sign and the size `most`, if that is less; so does a NaN. On integers, which have a minimum that the compiler does not
+ * turn into branches (it may not for floats, whose minimum of a NaN is not symmetric). */
+static inline float clamp_f32(float x, float most) {
+  const uint32_t u = bits_of_f32(x), size = u & 0x7fffffffu, m = bits_of_f32(most);
+  return f32_of_bits((size < m ? size : m) | (u & 0x80000000u));
+}
+/* for x in [-87, 88], where the result is a normal number; a NaN gives anything */
 static inline float exp_normal_f32(float x) {
-  int32_t n;
+  uint32_t n;
   const float p = exp_reduce(x, &n);
-  return p * f32_of_bits((uint32_t)(n + 127) << 23);
+  return f32_of_bits(bits_of_f32(p) + (n << 23)); /* into p's exponent; the shift drops the magic */
 }
 /* for any x: 0 below -87.3 (no denormals), inf above 88.7 */
 static inline float exp_f32(float x) {
-  int32_t n;
-  const float p = exp_reduce(x < -87.336f ? -87.336f : x > 88.72f ? 88.72f : x, &n);
+  uint32_t n_bits;
+  const float p = exp_reduce(clamp_f32(x, 88.72f), &n_bits);
   /* 2^n in two factors, so that n = 128 does not overflow before p < 1 is applied */
-  const int32_t h = n >> 1;
+  const int32_t n = (int32_t)(n_bits - bits_of_f32(EXP_MAGIC)), h = n >> 1;
   const float y = p * f32_of_bits((uint32_t)(h + 127) << 23) * f32_of_bits((uint32_t)(n - h + 127) << 23);
   return x < -87.336f ? 0.0f : x > 88.7228f ? INFINITY : x != x ? x : y;
 }
@@ -274,15 +300,13 @@ static inline real exp_real(real x) { return sizeof(real) == 4 ? (real)exp_f32((
 static inline real sigmoid(real x) { return 1 / (1 + exp_real(-x)); }
 
 /* sigmoid, and 1 - sigmoid in *complement without the cancellation. Faster than the above: where e^-x would leave the range of
- * normal numbers it is held at its border, so no result is exact 0 or 1 there. A NaN stays one.                          */
+ * normal numbers it is held at its border, so no result is exact 0 or 1 there. A NaN gives anything: multiply by x.        */
 static inline real sigmoid_and_complement(real x, real *complement) {
   real e;
-  if (sizeof(real) == 4) {
-    const float v = (float)x, c = -87.0f > v ? -87.0f : v;
-    e = (real)exp_normal_f32(-(87.0f < c ? 87.0f : c));
-  } else {
+  if (sizeof(real) == 4)
+    e = (real)exp_normal_f32(clamp_f32(-(float)x, 87.0f));
+  else
     e = (real)exp(-(double)(x < -700 ? -700 : x > 700 ? 700 : x));
-  }
   const real s = 1 / (1 + e);
   *complement = e * s;
   return s;
