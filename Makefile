@@ -24,7 +24,7 @@ test-cuda: build
 	$(PY) -m pytest -q test --device cuda $(ARGS)
 
 lint: build
-	$(PY) -m ruff check .
+	$(PY) -m ruff check --output-format concise .
 	git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs $(dir $(shell command -v $(PY)))clang-format --dry-run -Werror
 	$(PY) tools/lint.py
 

@@ -26,7 +26,7 @@ def warn_if_both_installed():
     if found is not None:
         version, command = found
         warnings.warn(
-            f"liger-kernel {version} (upstream's, with Triton kernels) and liger-kernel-c are both installed. "
+            f"liger-kernel {version} (upstream, Triton kernels) and liger-kernel-c are both installed. "
             f"They share the folder liger_kernel, so files are mixed. To keep liger-kernel-c: {command}",
             stacklevel=3,
         )

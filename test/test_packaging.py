@@ -214,7 +214,7 @@ def test_upstream_first_then_ours_warns_and_the_command_settles_it(version, whee
     environment.install(wheel)
     out = environment.run("import liger_kernel, liger_kernel._version; from liger_kernel import __version__")
     assert out.stderr.count("are both installed") == 1
-    assert f"liger-kernel {version} (upstream's" in out.stderr
+    assert f"liger-kernel {version} (upstream" in out.stderr
     command = re.search(
         r"To keep liger-kernel-c: pip (uninstall -y .*) && pip install liger-kernel-c\n", out.stderr
     )[1]
@@ -240,7 +240,7 @@ def test_upstream_forced_beside_ours_is_seen(wheel, environment, tmp_path):
     environment.install(wheel)
     environment.install("--ignore-installed", upstream_wheel(tmp_path, "0.8.1"))
     out = environment.run("import liger_kernel._upstream as u; u.warn_if_both_installed()")
-    assert "liger-kernel 0.8.1 (upstream's" in out.stderr
+    assert "liger-kernel 0.8.1 (upstream" in out.stderr
 
 
 # The package's import --------------------------------------------------------------------------------------

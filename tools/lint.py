@@ -114,7 +114,7 @@ def no_upward_import(path, text):
 
 
 def _rank(module):
-    """Of a full name such as liger_kernel.ops.rms_norm, or one that ends in a name imported from the module."""
+    """Of a full name such as liger_kernel.ops.rms_norm; the last part may be a name within the module."""
     parts = module.split(".")
     if parts[0] != "liger_kernel":
         return -1
