@@ -51,20 +51,42 @@ __device__ __forceinline__ void ce_reset(ce_full &s) {
   s.argmax = INT64_MAX;
 }
 
-/* e^(a - b), exact differences first: logits around 1e4 lose nothing */
-__device__ __forceinline__ float ce_exp(float a, float b) { return gpu_exp2((a - b) * LOG2E); }
+/* Exponentials are taken to base 2: e^z = 2^(z L) with L = LOG2E, and d counts in units of 2^fl(m L), fl rounding to fp32. So an element
+ * costs one multiply-add, z L - fl(m L), whose product is exact: logits around 1e4 lose nothing, and ce_log_unit() returns what fl() took.
+ * Where m L would overflow (rows of finfo.min), differences come first and the unit is e^m.                                          */
+__device__ __forceinline__ bool ce_base2(float m) { return fabsf(m) < 1e37f; }
+__device__ __forceinline__ float ce_unit(float m) { return __fmul_rn(m, LOG2E); }
+/* units of a over units of b */
+__device__ __forceinline__ float ce_ratio(float a, float b) {
+  return gpu_exp2(ce_base2(a) && ce_base2(b) ? ce_unit(a) - ce_unit(b) : (a - b) * LOG2E);
+}
+/* log(unit of m) - m */
+__device__ __forceinline__ float ce_log_unit(float m) { return ce_base2(m) ? -0.6931471805599453f * fmaf(m, LOG2E, -ce_unit(m)) : 0.0f; }
+/* e[j] = e^z[j] in units of m */
+template <int N> __device__ __forceinline__ void ce_exp(float (&e)[N], const float (&z)[N], float m) {
+  if (ce_base2(m)) {
+    const float unit = ce_unit(m);
+#pragma unroll
+    for (int j = 0; j < N; j++)
+      e[j] = gpu_exp2(fmaf(z[j], LOG2E, -unit));
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++)
+      e[j] = gpu_exp2((z[j] - m) * LOG2E);
+  }
+}
 
 /* wz measured from m instead of from s.m */
 __device__ __forceinline__ float ce_shifted(const ce_full &s, float m) { return s.w == 0.0f ? s.wz : s.wz - s.w * (m - s.m); }
 
 __device__ __forceinline__ ce_plain ce_merge(const ce_plain &a, const ce_plain &b) {
   const float m = fmaxf(a.m, b.m);
-  return {m, a.d * ce_exp(a.m, m) + b.d * ce_exp(b.m, m)};
+  return {m, a.d * ce_ratio(a.m, m) + b.d * ce_ratio(b.m, m)};
 }
 __device__ __forceinline__ ce_full ce_merge(const ce_full &a, const ce_full &b) {
   const float m = fmaxf(a.m, b.m);
   const int64_t first = a.argmax < b.argmax ? a.argmax : b.argmax;
-  return {m, a.d * ce_exp(a.m, m) + b.d * ce_exp(b.m, m), ce_shifted(a, m) + ce_shifted(b, m), a.w + b.w,
+  return {m, a.d * ce_ratio(a.m, m) + b.d * ce_ratio(b.m, m), ce_shifted(a, m) + ce_shifted(b, m), a.w + b.w,
           a.m > b.m ? a.argmax : b.m > a.m ? b.argmax : first};
 }
 __device__ __forceinline__ ce_plain ce_shuffle(const ce_plain &s, int mask) {
@@ -92,9 +114,7 @@ template <class State> __device__ __forceinline__ State ce_block_merge(State s, 
 /* z[0..N) = the logits of N neighbouring elements */
 template <bool FULL, typename T, int N>
 __device__ __forceinline__ void ce_logits(float (&z)[N], const vec<T, N> &x, const ce_params &p) {
-#pragma unroll
-  for (int j = 0; j < N; j++)
-    z[j] = to_f32(x.v[j]);
+  unpack(z, x);
   if (FULL && p.softcap != 0.0f) {
     const float inv = 1.0f / p.softcap;
 #pragma unroll
@@ -107,7 +127,7 @@ __device__ __forceinline__ void ce_logits(float (&z)[N], const vec<T, N> &x, con
 template <int U, int N>
 __device__ __forceinline__ float ce_rescale(ce_plain &s, const float (&z)[U][N], float c, int64_t, int64_t) {
   if (c > s.m) {
-    s.d *= ce_exp(s.m, c);
+    s.d *= ce_ratio(s.m, c);
     s.m = c;
   }
   return s.m;
@@ -115,7 +135,7 @@ __device__ __forceinline__ float ce_rescale(ce_plain &s, const float (&z)[U][N],
 template <int U, int N>
 __device__ __forceinline__ float ce_rescale(ce_full &s, const float (&z)[U][N], float c, int64_t col, int64_t step) {
   if (c > s.m) {
-    s.d *= ce_exp(s.m, c);
+    s.d *= ce_ratio(s.m, c);
     s.wz = ce_shifted(s, c);
     s.m = c;
 #pragma unroll
@@ -145,12 +165,15 @@ __device__ __forceinline__ void ce_push(State &s, const ce_params &p, const floa
   const float m = ce_rescale(s, z, c, col, step);
   float d = 0.0f;
 #pragma unroll
-  for (int u = 0; u < U; u++)
+  for (int u = 0; u < U; u++) {
+    float e[N];
+    ce_exp(e, z[u], m);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      d += ce_exp(z[u][j], m);
+      d += e[j];
       ce_add_weighted(s, p, z[u][j], col + u * step + j);
     }
+  }
   s.d += d;
 }
 
@@ -182,7 +205,7 @@ template <bool FULL, typename T> __device__ __forceinline__ ce_target ce_load_ta
 }
 
 struct ce_gradient {
-  float k, m;    /* k e^(z - m) = p_scale p */
+  float k, m;    /* k times e^z in units of m is the gradient through p */
   float w_scale; /* label smoothing's part of every column */
   float dz_y;    /* the target's column */
 };
@@ -196,7 +219,7 @@ template <class State>
 __device__ __forceinline__ ce_gradient ce_finish(const ce_params &p, int64_t row, const State &s, const ce_target &t, bool write) {
   const float ce_scale = p.stats[LIGER_CE_SCALE], z_scale = p.stats[LIGER_CE_Z_SCALE], w_sum = p.stats[LIGER_CE_W_SUM];
   const bool dead = s.d == 0.0f; /* nothing but -inf: no probabilities, no gradient */
-  const float log_d = logf(s.d), lse = s.m + log_d, each = p.smoothing / (float)p.n_cols;
+  const float log_d = logf(s.d) + ce_log_unit(s.m), lse = s.m + log_d, each = p.smoothing / (float)p.n_cols;
   const float log_p = dead || t.z == -INFINITY ? -INFINITY : (t.z - s.m) - log_d;
   const float hard = (1.0f - p.smoothing) * t.w, scaling = p.token_scaling ? expf(log_p) : 1.0f;
   if (write) {
@@ -230,9 +253,10 @@ template <bool FULL, typename T, int N>
 __device__ __forceinline__ vec<T, N> ce_dx(const ce_params &p, const ce_gradient &g, const ce_target &t, const vec<T, N> &x, int64_t col) {
   float z[N], dz[N];
   ce_logits<FULL>(z, x, p);
+  ce_exp(dz, z, g.m);
 #pragma unroll
   for (int j = 0; j < N; j++)
-    dz[j] = g.k * ce_exp(z[j], g.m);
+    dz[j] *= g.k;
   if (FULL && g.w_scale != 0.0f) {
 #pragma unroll
     for (int j = 0; j < N; j++)
@@ -249,11 +273,7 @@ __device__ __forceinline__ vec<T, N> ce_dx(const ce_params &p, const ce_gradient
     for (int j = 0; j < N; j++)
       dz[j] *= 1.0f - (z[j] * inv) * (z[j] * inv);
   }
-  vec<T, N> dx;
-#pragma unroll
-  for (int j = 0; j < N; j++)
-    from_f32(dx.v[j], dz[j]);
-  return dx;
+  return pack<T, N>(dz);
 }
 
 /* the outputs of a row that has no loss of its own: 0 if it is ignored, NaN if its label is out of range. One thread. */

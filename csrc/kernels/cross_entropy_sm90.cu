@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(THREADS, 3) cross_entropy_cluster_kernel(const
       for (int u = 0; u < HALF; u++) {
         const int v = v0 + (h + u) * THREADS;
         if (v < n_vecs) {
-          ce_logits<FULL>(z[u], slice[v], p);
+          ce_logits<FULL>(z[u], load_vec<T, N>(slice[v].v), p);
         } else {
 #pragma unroll
           for (int j = 0; j < N; j++)
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(THREADS, 3) cross_entropy_cluster_kernel(const
   if (dX) {
 #pragma unroll 2
     for (int i = tid; i < n_vecs; i += THREADS)
-      store_vec_stream<T, N>(dX + (int64_t)i * N, ce_dx<FULL>(p, g, t, slice[i], first_col + (int64_t)i * N));
+      store_vec_stream<T, N>(dX + (int64_t)i * N, ce_dx<FULL>(p, g, t, load_vec<T, N>(slice[i].v), first_col + (int64_t)i * N));
   }
   if (n_blocks > 1)
     cluster.barrier_wait(); /* shared memory lives until everybody has read it */

@@ -14,11 +14,32 @@ template <typename T> struct vec_width {
   static constexpr int value = 16 / (int)sizeof(T);
 };
 
+/* The type of one access of BYTES bytes. A vec copied member by member would be moved two bytes at a time. */
+template <int BYTES> struct raw_access {
+  typedef uint4 type;
+};
+template <> struct raw_access<8> {
+  typedef uint2 type;
+};
+template <> struct raw_access<4> {
+  typedef uint32_t type;
+};
+template <> struct raw_access<2> {
+  typedef uint16_t type;
+};
+
 template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_vec(const T *p) {
-  return *reinterpret_cast<const vec<T, N> *>(p);
+  typedef typename raw_access<N * sizeof(T)>::type raw_t;
+  const raw_t raw = *reinterpret_cast<const raw_t *>(p);
+  vec<T, N> v;
+  __builtin_memcpy(&v, &raw, sizeof raw);
+  return v;
 }
 template <typename T, int N> static __device__ __forceinline__ void store_vec(T *p, const vec<T, N> &v) {
-  *reinterpret_cast<vec<T, N> *>(p) = v;
+  typedef typename raw_access<N * sizeof(T)>::type raw_t;
+  raw_t raw;
+  __builtin_memcpy(&raw, &v, sizeof raw);
+  *reinterpret_cast<raw_t *>(p) = raw;
 }
 /* the same, past the caches: for tensors read or written once */
 template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_vec_stream(const T *p) {

@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(THREADS, 2) rope_kernel(const liger_rope_args 
         const int head = first + i * plan.groups;
         if (head < n_heads) {
           const T *const x = input(head) + col;
-          lo[i] = load_vec<T, VEC>(x);
-          hi[i] = load_vec<T, VEC>(x + half);
+          lo[i] = load_vec_stream<T, VEC>(x);
+          hi[i] = load_vec_stream<T, VEC>(x + half);
         }
       }
       if (first == group) { /* after the first loads, which nothing should hold up */
@@ -85,15 +85,15 @@ __global__ void __launch_bounds__(THREADS, 2) rope_kernel(const liger_rope_args 
             x[j] = turned;
           }
           T *const out = output(head) + col;
-          store_vec<T, VEC>(out, pack<T, VEC>(x));
-          store_vec<T, VEC>(out + half, pack<T, VEC>(y));
+          store_vec_stream<T, VEC>(out, pack<T, VEC>(x));
+          store_vec_stream<T, VEC>(out + half, pack<T, VEC>(y));
         }
       }
     }
   }
   for (int64_t col = 2 * half + column * VEC; col < a.head_dim; col += plan.columns * VEC)
     for (int head = group; head < n_heads; head += plan.groups)
-      store_vec<T, VEC>(output(head) + col, load_vec<T, VEC>(input(head) + col));
+      store_vec_stream<T, VEC>(output(head) + col, load_vec_stream<T, VEC>(input(head) + col));
 }
 
 /* ---- launching --------------------------------------------------------------------------------------------------------------- */
