@@ -22,5 +22,9 @@ struct gelu {
 };
 } // namespace
 
-extern "C" liger_status liger_geglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream) { return launch_glu<gelu>(a, stream); }
-extern "C" liger_status liger_geglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream) { return launch_glu<gelu>(a, stream); }
+extern "C" liger_status liger_geglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream) {
+  return launch_glu<gelu>(a, stream);
+}
+extern "C" liger_status liger_geglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream) {
+  return launch_glu<gelu>(a, stream);
+}

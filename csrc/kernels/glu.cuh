@@ -11,7 +11,8 @@
 namespace {
 
 constexpr int GLU_THREADS = 256;
-constexpr int GLU_NV = 1; /* 2 or 3 loads of 16 bytes in flight a thread, 2048 threads a multiprocessor: 1.5 % faster than 2 (H200) */
+constexpr int GLU_NV =
+    1; /* 2 or 3 loads of 16 bytes in flight a thread, 2048 threads a multiprocessor: 1.5 % faster than 2 (H200) */
 
 /* s = 1 / (1 + e^-x), and 1 - s without cancellation. e^-x is held inside the normal numbers; a NaN stays one. */
 template <bool EXACT> __device__ __forceinline__ float logistic(float x, float *complement) {
@@ -26,12 +27,9 @@ template <bool EXACT> __device__ __forceinline__ float logistic(float x, float *
 struct glu_place {
   int64_t row, col;
   __device__ __forceinline__ glu_place(int64_t v, int64_t n_rows, int64_t vecs_per_row, int vec) {
-    if (n_rows == 1)
-      row = 0;
-    else if (((v | vecs_per_row) >> 32) == 0)
-      row = (int64_t)((uint32_t)v / (uint32_t)vecs_per_row);
-    else
-      row = v / vecs_per_row;
+    if (n_rows == 1) row = 0;
+    else if (((v | vecs_per_row) >> 32) == 0) row = (int64_t)((uint32_t)v / (uint32_t)vecs_per_row);
+    else row = v / vecs_per_row;
     col = (v - row * vecs_per_row) * vec;
   }
   __device__ __forceinline__ int64_t at(int64_t row_stride) const { return row * row_stride + col; }
@@ -50,7 +48,8 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_kernel(const liger_glu_fw
     a[i] = load_vec<T, VEC>(A + A_at);
     b[i] = load_vec<T, VEC>(B + B_at);
   };
-  if (args.n_rows == 1 && first - threadIdx.x + GLU_THREADS * GLU_NV <= n_vecs) { /* no branch between the loads */
+  if (args.n_rows == 1 &&
+      first - threadIdx.x + GLU_THREADS * GLU_NV <= n_vecs) { /* no branch between the loads */
 #pragma unroll
     for (int i = 0; i < GLU_NV; i++)
       load(i, (first + i * GLU_THREADS) * VEC, (first + i * GLU_THREADS) * VEC);
@@ -70,8 +69,7 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_kernel(const liger_glu_fw
       unpack(x, a[i]);
       unpack(y, b[i]);
 #pragma unroll
-      for (int j = 0; j < VEC; j++)
-        y[j] *= Act::template value<EXACT>(gate * x[j]) * down;
+      for (int j = 0; j < VEC; j++) y[j] *= Act::template value<EXACT>(gate * x[j]) * down;
       store_vec<T, VEC>((T *)args.C + v * VEC, pack<T, VEC>(y));
     }
   }
@@ -90,7 +88,8 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_kernel(const liger_glu_bw
     b[i] = load_vec<T, VEC>(B + B_at);
     dc[i] = load_vec<T, VEC>(dC + dC_at);
   };
-  if (args.n_rows == 1 && first - threadIdx.x + GLU_THREADS * GLU_NV <= n_vecs) { /* no branch between the loads */
+  if (args.n_rows == 1 &&
+      first - threadIdx.x + GLU_THREADS * GLU_NV <= n_vecs) { /* no branch between the loads */
 #pragma unroll
     for (int i = 0; i < GLU_NV; i++) {
       const int64_t at = (first + i * GLU_THREADS) * VEC;
@@ -120,19 +119,17 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_kernel(const liger_glu_bw
         x[j] = g[j] * y[j] * slope * gate;
         y[j] = g[j] * value;
       }
-      if (args.dA)
-        store_vec<T, VEC>((T *)args.dA + v * VEC, pack<T, VEC>(x));
-      if (args.dB)
-        store_vec<T, VEC>((T *)args.dB + v * VEC, pack<T, VEC>(y));
+      if (args.dA) store_vec<T, VEC>((T *)args.dA + v * VEC, pack<T, VEC>(x));
+      if (args.dB) store_vec<T, VEC>((T *)args.dB + v * VEC, pack<T, VEC>(y));
     }
   }
 }
 
 /* ---- two dtypes: known at run time, one element per thread ------------------------------------------------------------------ */
-template <class Act> __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_mixed_kernel(const liger_glu_fwd_args args) {
+template <class Act>
+__global__ void __launch_bounds__(GLU_THREADS) glu_fwd_mixed_kernel(const liger_glu_fwd_args args) {
   const int64_t v = (int64_t)blockIdx.x * GLU_THREADS + threadIdx.x;
-  if (v >= args.n_rows * args.n_cols)
-    return;
+  if (v >= args.n_rows * args.n_cols) return;
   const glu_place p(v, args.n_rows, args.n_cols, 1);
   float x[1], y[1];
   load_as_f32<1>(x, args.A, p.at(args.A_row_stride), args.a_dtype);
@@ -141,10 +138,10 @@ template <class Act> __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_mixe
   store_as(args.C, v, value * y[0] * (float)args.down_multiplier, args.c_dtype);
 }
 
-template <class Act> __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_mixed_kernel(const liger_glu_bwd_args args) {
+template <class Act>
+__global__ void __launch_bounds__(GLU_THREADS) glu_bwd_mixed_kernel(const liger_glu_bwd_args args) {
   const int64_t v = (int64_t)blockIdx.x * GLU_THREADS + threadIdx.x;
-  if (v >= args.n_rows * args.n_cols)
-    return;
+  if (v >= args.n_rows * args.n_cols) return;
   const glu_place p(v, args.n_rows, args.n_cols, 1);
   float x[1], y[1], g[1], value;
   load_as_f32<1>(x, args.A, p.at(args.A_row_stride), args.a_dtype);
@@ -152,10 +149,8 @@ template <class Act> __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_mixe
   load_as_f32<1>(g, args.dC, p.at(args.dC_row_stride), args.c_dtype);
   const float gate = (float)args.gate_multiplier, dvalue = g[0] * (float)args.down_multiplier;
   const float slope = Act::template slope<true>(gate * x[0], &value);
-  if (args.dA)
-    store_as(args.dA, v, dvalue * y[0] * slope * gate, args.a_dtype);
-  if (args.dB)
-    store_as(args.dB, v, dvalue * value, args.b_dtype);
+  if (args.dA) store_as(args.dA, v, dvalue * y[0] * slope * gate, args.a_dtype);
+  if (args.dB) store_as(args.dB, v, dvalue * value, args.b_dtype);
 }
 
 /* ---- launching --------------------------------------------------------------------------------------------------------------- */
@@ -166,15 +161,20 @@ inline int64_t glu_grid(int64_t n_items, int items_per_thread) {
 inline bool glu_aligned(const void *p, int64_t row_stride, int64_t n_rows, int elem_size) {
   return (uintptr_t)p % 16 == 0 && (n_rows == 1 || row_stride * elem_size % 16 == 0);
 }
-inline const void *glu_skip(const void *p, int64_t elements, int elem_size) { return (const char *)p + elements * elem_size; }
-inline void *glu_skip(void *p, int64_t elements, int elem_size) { return p ? (char *)p + elements * elem_size : nullptr; }
+inline const void *glu_skip(const void *p, int64_t elements, int elem_size) {
+  return (const char *)p + elements * elem_size;
+}
+inline void *glu_skip(void *p, int64_t elements, int elem_size) {
+  return p ? (char *)p + elements * elem_size : nullptr;
+}
 
 inline bool vectors_of(const liger_glu_fwd_args &a, int size) {
-  return glu_aligned(a.A, a.A_row_stride, a.n_rows, size) && glu_aligned(a.B, a.B_row_stride, a.n_rows, size) &&
-         glu_aligned(a.C, a.n_cols, a.n_rows, size);
+  return glu_aligned(a.A, a.A_row_stride, a.n_rows, size) &&
+         glu_aligned(a.B, a.B_row_stride, a.n_rows, size) && glu_aligned(a.C, a.n_cols, a.n_rows, size);
 }
 inline bool vectors_of(const liger_glu_bwd_args &a, int size) {
-  return glu_aligned(a.A, a.A_row_stride, a.n_rows, size) && glu_aligned(a.B, a.B_row_stride, a.n_rows, size) &&
+  return glu_aligned(a.A, a.A_row_stride, a.n_rows, size) &&
+         glu_aligned(a.B, a.B_row_stride, a.n_rows, size) &&
          glu_aligned(a.dC, a.dC_row_stride, a.n_rows, size) && glu_aligned(a.dA, a.n_cols, a.n_rows, size) &&
          glu_aligned(a.dB, a.n_cols, a.n_rows, size);
 }
@@ -192,10 +192,12 @@ inline void skip(liger_glu_bwd_args &a, int64_t elements, int size) {
   a.dB = glu_skip(a.dB, elements, size);
 }
 
-template <class Act, typename T, int VEC> void glu_start(const liger_glu_fwd_args &a, unsigned grid, gpu_stream stream) {
+template <class Act, typename T, int VEC>
+void glu_start(const liger_glu_fwd_args &a, unsigned grid, gpu_stream stream) {
   glu_fwd_kernel<Act, T, VEC><<<grid, GLU_THREADS, 0, stream>>>(a);
 }
-template <class Act, typename T, int VEC> void glu_start(const liger_glu_bwd_args &a, unsigned grid, gpu_stream stream) {
+template <class Act, typename T, int VEC>
+void glu_start(const liger_glu_bwd_args &a, unsigned grid, gpu_stream stream) {
   glu_bwd_kernel<Act, T, VEC><<<grid, GLU_THREADS, 0, stream>>>(a);
 }
 template <class Act> void glu_start_mixed(const liger_glu_fwd_args &a, unsigned grid, gpu_stream stream) {
@@ -209,13 +211,10 @@ template <class Act, class Args> liger_status launch_glu(const Args *given, void
   const gpu_stream stream = (gpu_stream)stream_;
   Args a = *given;
   const int64_t n = a.n_rows * a.n_cols;
-  if (n == 0)
-    return LIGER_OK;
-  if (n < 0 || glu_grid(n, 1) > GPU_MAX_GRID)
-    return LIGER_ERR_SIZE;
+  if (n == 0) return LIGER_OK;
+  if (n < 0 || glu_grid(n, 1) > GPU_MAX_GRID) return LIGER_ERR_SIZE;
   if (a.a_dtype != a.b_dtype) {
-    if (a.a_dtype == LIGER_F64 || a.b_dtype == LIGER_F64)
-      return LIGER_ERR_DTYPE;
+    if (a.a_dtype == LIGER_F64 || a.b_dtype == LIGER_F64) return LIGER_ERR_DTYPE;
     glu_start_mixed<Act>(a, (unsigned)glu_grid(n, 1), stream);
     return (liger_status)LIGER_RT(GetLastError)();
   }

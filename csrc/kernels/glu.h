@@ -17,8 +17,8 @@ static inline int64_t glu_tile(int64_t t, int64_t n_cols, int64_t *row, int64_t 
   return n_cols - *col < LIGER_GLU_TILE ? n_cols - *col : LIGER_GLU_TILE;
 }
 
-LIGER_INLINE void glu_fwd_tile(void *restrict c, const void *restrict a, const void *restrict b, int64_t n, real gate,
-                               real down, liger_dtype t) {
+LIGER_INLINE void glu_fwd_tile(void *restrict c, const void *restrict a, const void *restrict b, int64_t n,
+                               real gate, real down, liger_dtype t) {
   for (int64_t i = 0; i < n; i++)
     store_element(c, i, activation(gate * load_element(a, i, t)) * (down * load_element(b, i, t)), t);
 }
@@ -36,10 +36,8 @@ static inline liger_status glu_fwd(const liger_glu_fwd_args *args, int64_t tile_
     if (direct) {
       const void *A = elements_at(args->A, A_at, t), *B = elements_at(args->B, B_at, t);
       void *C = (void *)elements_at(args->C, at, t);
-      if (t == LIGER_BF16)
-        glu_fwd_tile(C, A, B, n, gate, down, LIGER_BF16);
-      else
-        glu_fwd_tile(C, A, B, n, gate, down, LIGER_REAL);
+      if (t == LIGER_BF16) glu_fwd_tile(C, A, B, n, gate, down, LIGER_BF16);
+      else glu_fwd_tile(C, A, B, n, gate, down, LIGER_REAL);
     } else {
       load_row(a, args->A, A_at, n, args->a_dtype);
       load_row(b, args->B, B_at, n, args->b_dtype);
@@ -50,8 +48,9 @@ static inline liger_status glu_fwd(const liger_glu_fwd_args *args, int64_t tile_
   return LIGER_OK;
 }
 
-LIGER_INLINE void glu_bwd_tile(void *restrict da, void *restrict db, const void *restrict dc, const void *restrict a,
-                               const void *restrict b, int64_t n, real gate, real down, liger_dtype t) {
+LIGER_INLINE void glu_bwd_tile(void *restrict da, void *restrict db, const void *restrict dc,
+                               const void *restrict a, const void *restrict b, int64_t n, real gate,
+                               real down, liger_dtype t) {
   for (int64_t i = 0; i < n; i++) {
     real value;
     const real slope = activation_grad(gate * load_element(a, i, t), &value);
@@ -75,19 +74,15 @@ static inline liger_status glu_bwd(const liger_glu_bwd_args *args, int64_t tile_
       const void *A = elements_at(args->A, A_at, t), *B = elements_at(args->B, B_at, t);
       const void *dC = elements_at(args->dC, dC_at, t);
       void *dA = (void *)elements_at(args->dA, at, t), *dB = (void *)elements_at(args->dB, at, t);
-      if (t == LIGER_BF16)
-        glu_bwd_tile(dA, dB, dC, A, B, n, gate, down, LIGER_BF16);
-      else
-        glu_bwd_tile(dA, dB, dC, A, B, n, gate, down, LIGER_REAL);
+      if (t == LIGER_BF16) glu_bwd_tile(dA, dB, dC, A, B, n, gate, down, LIGER_BF16);
+      else glu_bwd_tile(dA, dB, dC, A, B, n, gate, down, LIGER_REAL);
     } else {
       load_row(a, args->A, A_at, n, args->a_dtype);
       load_row(b, args->B, B_at, n, args->b_dtype);
       load_row(dc, args->dC, dC_at, n, t);
       glu_bwd_tile(da, db, dc, a, b, n, gate, down, LIGER_REAL);
-      if (args->dA)
-        store_row(args->dA, at, da, n, args->a_dtype);
-      if (args->dB)
-        store_row(args->dB, at, db, n, args->b_dtype);
+      if (args->dA) store_row(args->dA, at, da, n, args->a_dtype);
+      if (args->dB) store_row(args->dB, at, db, n, args->b_dtype);
     }
   }
   return LIGER_OK;

@@ -208,8 +208,21 @@ LIGER_INLINE void store_element(void *p, int64_t i, real v, liger_dtype t) {
   else
     ((real *)p)[i] = v;
 }
+/* v as it comes back from a store in t */
+LIGER_INLINE real round_element(real v, liger_dtype t) {
+  return t == LIGER_BF16 ? (real)f32_of_bf16(bf16_of_f32((float)v)) : v;
+}
 static inline const void *elements_at(const void *p, int64_t offset, liger_dtype t) {
   return (const char *)p + offset * (int64_t)dtype_size(t);
+}
+
+/* n elements for such a loop: in place, or as `real` in buf. Their dtype there is direct_dtype(t). */
+static inline liger_dtype direct_dtype(liger_dtype t) { return element_direct(t) ? t : LIGER_REAL; }
+static inline const void *view_row(real *restrict buf, const void *p, int64_t offset, int64_t n, liger_dtype t) {
+  if (element_direct(t))
+    return elements_at(p, offset, t);
+  load_row(buf, p, offset, n, t);
+  return buf;
 }
 
 /* x[0..n) as they come back from a store in dtype t: where the reference rounds in the middle of a row */

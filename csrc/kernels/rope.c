@@ -21,7 +21,8 @@ typedef struct {
   int64_t in_offset, in_stride, out_offset, out_stride, n_vecs;
 } vectors;
 
-static void rotate(real *restrict lo, real *restrict hi, const real *restrict c, const real *restrict s, int64_t n) {
+static void rotate(real *restrict lo, real *restrict hi, const real *restrict c, const real *restrict s,
+                   int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     const real x = lo[i], y = hi[i];
     lo[i] = x * c[i] - y * s[i];
@@ -30,14 +31,13 @@ static void rotate(real *restrict lo, real *restrict hi, const real *restrict c,
 }
 
 /* whole vectors: as many at a time as the buffer holds, in one go where they are dense */
-static void rotate_whole(const vectors *v, int64_t head_dim, int64_t half, const real *c, const real *s, int64_t angle_step,
-                         liger_dtype t) {
+static void rotate_whole(const vectors *v, int64_t head_dim, int64_t half, const real *c, const real *s,
+                         int64_t angle_step, liger_dtype t) {
   real x[BUFFER];
   const int64_t at_once = BUFFER / head_dim;
   for (int64_t first = 0; first < v->n_vecs; first += at_once) {
     const int64_t n = v->n_vecs - first < at_once ? v->n_vecs - first : at_once;
-    if (v->in_stride == head_dim)
-      load_row(x, v->in, v->in_offset + first * head_dim, n * head_dim, t);
+    if (v->in_stride == head_dim) load_row(x, v->in, v->in_offset + first * head_dim, n * head_dim, t);
     else
       for (int64_t i = 0; i < n; i++)
         load_row(x + i * head_dim, v->in, v->in_offset + (first + i) * v->in_stride, head_dim, t);
@@ -45,8 +45,7 @@ static void rotate_whole(const vectors *v, int64_t head_dim, int64_t half, const
       const int64_t angle = (first + i) * angle_step;
       rotate(x + i * head_dim, x + i * head_dim + half, c + angle, s + angle, half);
     }
-    if (v->out_stride == head_dim)
-      store_row(v->out, v->out_offset + first * head_dim, x, n * head_dim, t);
+    if (v->out_stride == head_dim) store_row(v->out, v->out_offset + first * head_dim, x, n * head_dim, t);
     else
       for (int64_t i = 0; i < n; i++)
         store_row(v->out, v->out_offset + (first + i) * v->out_stride, x + i * head_dim, head_dim, t);
@@ -54,8 +53,8 @@ static void rotate_whole(const vectors *v, int64_t head_dim, int64_t half, const
 }
 
 /* columns [col, col + n) of both halves, vector by vector */
-static void rotate_columns(const vectors *v, int64_t half, int64_t col, int64_t n, const real *c, const real *s,
-                           int64_t angle_step, liger_dtype t) {
+static void rotate_columns(const vectors *v, int64_t half, int64_t col, int64_t n, const real *c,
+                           const real *s, int64_t angle_step, liger_dtype t) {
   real x[BUFFER];
   for (int64_t i = 0; i < v->n_vecs; i++) {
     const int64_t in = v->in_offset + i * v->in_stride + col, out = v->out_offset + i * v->out_stride + col;
@@ -75,8 +74,8 @@ static void copy_columns(const vectors *v, int64_t col, int64_t n, liger_dtype t
 }
 
 /* Angles of columns [col, col + n) for tokens [s0, s0 + n_tokens) of batch entry b, n apart */
-static void load_angles(const liger_rope_args *a, real *c, real *s, int64_t b, int64_t s0, int64_t n_tokens, int64_t col,
-                        int64_t n) {
+static void load_angles(const liger_rope_args *a, real *c, real *s, int64_t b, int64_t s0, int64_t n_tokens,
+                        int64_t col, int64_t n) {
   for (int64_t i = 0; i < n_tokens; i++) {
     real *ci = c + i * n, *si = s + i * n;
     int64_t row = s0 + i, batch = b;
@@ -84,8 +83,7 @@ static void load_angles(const liger_rope_args *a, real *c, real *s, int64_t b, i
       row = a->position_ids[b * a->position_batch_stride + row * a->position_token_stride];
       batch = 0;
       if (row < 0 || row >= a->n_positions) {
-        for (int64_t j = 0; j < n; j++)
-          ci[j] = si[j] = (real)NAN;
+        for (int64_t j = 0; j < n; j++) ci[j] = si[j] = (real)NAN;
         continue;
       }
     }
@@ -93,8 +91,7 @@ static void load_angles(const liger_rope_args *a, real *c, real *s, int64_t b, i
     load_row(si, a->sin, batch * a->sin_batch_stride + row * a->sin_row_stride + col, n, a->table_dtype);
   }
   if (a->backward)
-    for (int64_t j = 0; j < n_tokens * n; j++)
-      s[j] = -s[j];
+    for (int64_t j = 0; j < n_tokens * n; j++) s[j] = -s[j];
 }
 
 /* One tensor of the block: along its heads or along the tokens, whichever lie side by side. `n`: columns in the angle buffers. */
@@ -120,8 +117,7 @@ static void rotate_tensor(const liger_rope_args *a, void *out, const void *in, c
       rotate_whole(&v, a->head_dim, half, c + angle, s + angle, angle_step, t);
     } else {
       rotate_columns(&v, half, col, n, c + angle, s + angle, angle_step, t);
-      if (col + n == half)
-        copy_columns(&v, 2 * half, a->head_dim - 2 * half, t);
+      if (col + n == half) copy_columns(&v, 2 * half, a->head_dim - 2 * half, t);
     }
   }
 }
@@ -129,8 +125,7 @@ static void rotate_tensor(const liger_rope_args *a, void *out, const void *in, c
 liger_status LIGER_KERNEL(rope)(const liger_rope_args *a, int64_t token_begin, int64_t token_end) {
   real c[ANGLES], s[ANGLES];
   const int64_t half = a->rotary_dim / 2;
-  if (half == 0)
-    return a->head_dim == 0 ? LIGER_OK : LIGER_ERR_SIZE;
+  if (half == 0) return a->head_dim == 0 ? LIGER_OK : LIGER_ERR_SIZE;
   const int64_t width = half < ANGLES / 2 ? half : ANGLES / 2; /* columns at once */
   const int64_t most = width < ANGLES / BLOCK_TOKENS ? BLOCK_TOKENS : ANGLES / width;
   for (int64_t token = token_begin; token < token_end;) {
@@ -140,8 +135,10 @@ liger_status LIGER_KERNEL(rope)(const liger_rope_args *a, int64_t token_begin, i
     for (int64_t col = 0; col < half; col += width) {
       const int64_t n = half - col < width ? half - col : width;
       load_angles(a, c, s, b, s0, n_tokens, col, n);
-      rotate_tensor(a, a->Q_out, a->Q, &a->Q_out_strides, &a->Q_strides, a->n_q_heads, a->q_dtype, b, s0, n_tokens, col, n, c, s);
-      rotate_tensor(a, a->K_out, a->K, &a->K_out_strides, &a->K_strides, a->n_kv_heads, a->k_dtype, b, s0, n_tokens, col, n, c, s);
+      rotate_tensor(a, a->Q_out, a->Q, &a->Q_out_strides, &a->Q_strides, a->n_q_heads, a->q_dtype, b, s0,
+                    n_tokens, col, n, c, s);
+      rotate_tensor(a, a->K_out, a->K, &a->K_out_strides, &a->K_strides, a->n_kv_heads, a->k_dtype, b, s0,
+                    n_tokens, col, n, c, s);
     }
     token += n_tokens;
   }

@@ -4,7 +4,9 @@
 using torch::stable::Tensor;
 
 namespace {
-Tensor geglu_fwd(const Tensor &a, const Tensor &b) { return liger::glu_fwd("geglu_fwd", LIGER_FN(geglu_fwd), a, b, 1.0, 1.0); }
+Tensor geglu_fwd(const Tensor &a, const Tensor &b) {
+  return liger::glu_fwd("geglu_fwd", LIGER_FN(geglu_fwd), a, b, 1.0, 1.0);
+}
 std::tuple<Tensor, Tensor> geglu_bwd(const Tensor &dc, const Tensor &a, const Tensor &b) {
   return liger::glu_bwd("geglu_bwd", LIGER_FN(geglu_bwd), dc, a, b, 1.0, 1.0);
 }

@@ -19,7 +19,8 @@ inline void check_glu(const char *op, const Arg &a, const Arg &b) {
 
 // The fields that both directions share. `flat`: all tensors are contiguous, so the whole is one row.
 template <class Args>
-void fill_glu(Args &args, const Rows &ra, const Rows &rb, bool flat, double gate_multiplier, double down_multiplier) {
+void fill_glu(Args &args, const Rows &ra, const Rows &rb, bool flat, double gate_multiplier,
+              double down_multiplier) {
   args.A = ra.ptr;
   args.B = rb.ptr;
   args.n_rows = flat && ra.n_rows ? 1 : ra.n_rows;
@@ -40,7 +41,8 @@ template <class Args> int64_t glu_tile_elements(const Args &args) {
 }
 
 template <class Fn>
-Tensor glu_fwd(const char *op, Fn fn, const Tensor &a_, const Tensor &b_, double gate_multiplier, double down_multiplier) {
+Tensor glu_fwd(const char *op, Fn fn, const Tensor &a_, const Tensor &b_, double gate_multiplier,
+               double down_multiplier) {
   const Arg a(a_, "a"), b(b_, "b");
   check_glu(op, a, b);
   const Scope scope(a);
@@ -57,14 +59,15 @@ Tensor glu_fwd(const char *op, Fn fn, const Tensor &a_, const Tensor &b_, double
 }
 
 template <class Fn>
-std::tuple<Tensor, Tensor> glu_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &a_, const Tensor &b_,
-                                   double gate_multiplier, double down_multiplier) {
+std::tuple<Tensor, Tensor> glu_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &a_,
+                                   const Tensor &b_, double gate_multiplier, double down_multiplier) {
   const Arg a(a_, "a"), b(b_, "b"), dc(dc_, "dc");
   check_glu(op, a, b);
   check_device(op, dc, a);
   const liger_dtype c_dtype = check_float(op, dc);
   if (dc.raw_dtype != promoted(a, b))
-    fail(op, "dc has dtype ", dtype_name(dc.raw_dtype), ", expected ", dtype_name(promoted(a, b)), ", as the forward's result");
+    fail(op, "dc has dtype ", dtype_name(dc.raw_dtype), ", expected ", dtype_name(promoted(a, b)),
+         ", as the forward's result");
   check_same_shape(op, dc, a);
   const Scope scope(a);
   const Rows ra = rows(a), rb = rows(b), rdc = rows(dc);

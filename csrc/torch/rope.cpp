@@ -29,10 +29,12 @@ Heads heads(const Arg &given, int seq, int head) {
   out_strides[outer] = span(3) * span(inner);
   out_strides[0] = span(3) * span(inner) * span(outer);
   AtenTensorHandle h;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size, out_strides, given.raw_dtype, given.device_type, given.device_index, &h));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size, out_strides, given.raw_dtype, given.device_type,
+                                                  given.device_index, &h));
   Tensor out(h);
   const Arg x = stride[3] == 1 || size[3] <= 1 ? given : Arg(liger::dense_copy(given.tensor), given.name);
-  return {x, std::move(out), strides_of(x.strides, seq, head), strides_of(out_strides, seq, head), size[head]};
+  return {x, std::move(out), strides_of(x.strides, seq, head), strides_of(out_strides, seq, head),
+          size[head]};
 }
 
 void check_table(const Arg &t, const Arg &q, const Arg &like, int64_t batch, int64_t seq_len, bool indexed) {
@@ -42,10 +44,12 @@ void check_table(const Arg &t, const Arg &q, const Arg &like, int64_t batch, int
   liger::check_same_shape(OP, t, like);
   if (t.dim == 2) {
     if (!indexed && t.sizes[0] < seq_len)
-      liger::fail(OP, t.name, " has shape ", t.shape(), ", expected at least ", seq_len, " rows, the sequence length");
+      liger::fail(OP, t.name, " has shape ", t.shape(), ", expected at least ", seq_len,
+                  " rows, the sequence length");
   } else if (t.dim != 3 || (t.sizes[0] != 1 && t.sizes[0] != batch) || t.sizes[1] != seq_len) {
-    liger::fail(OP, t.name, " has shape ", t.shape(), ", expected (seq_len, dim), (1, seq_len, dim) or (batch, seq_len, dim), for batch ",
-                batch, " and seq_len ", seq_len);
+    liger::fail(OP, t.name, " has shape ", t.shape(),
+                ", expected (seq_len, dim), (1, seq_len, dim) or (batch, seq_len, dim), for batch ", batch,
+                " and seq_len ", seq_len);
   }
 }
 
@@ -56,26 +60,28 @@ void check_position_values([[maybe_unused]] const liger_rope_args &a) {
     for (int64_t s = 0; s < a.seq_len; s++) {
       const int64_t p = a.position_ids[b * a.position_batch_stride + s * a.position_token_stride];
       if (p < 0 || p >= a.n_positions)
-        liger::fail(OP, "position_ids is ", p, " at batch ", b, ", token ", s, ", expected 0 to ", a.n_positions - 1,
-                    ", the rows of cos");
+        liger::fail(OP, "position_ids is ", p, " at batch ", b, ", token ", s, ", expected 0 to ",
+                    a.n_positions - 1, ", the rows of cos");
     }
 #endif
 }
 
 std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor &cos_, const Tensor &sin_,
-                                const std::optional<Tensor> &position_ids, int64_t unsqueeze_dim, int64_t rotary_dim,
-                                bool backward) {
+                                const std::optional<Tensor> &position_ids, int64_t unsqueeze_dim,
+                                int64_t rotary_dim, bool backward) {
   const Arg q(q_, "q"), k(k_, "k");
   const liger_dtype q_dtype = liger::check_float(OP, q), k_dtype = liger::check_float(OP, k);
   liger::check_device(OP, k, q);
   if ((q_dtype == LIGER_F64) != (k_dtype == LIGER_F64)) liger::check_same_dtype(OP, k, q);
   if (unsqueeze_dim != 1 && unsqueeze_dim != 2)
-    liger::fail(OP, "unsqueeze_dim is ", unsqueeze_dim, ", expected 1, for q of (batch, heads, seq_len, head_dim), or 2");
+    liger::fail(OP, "unsqueeze_dim is ", unsqueeze_dim,
+                ", expected 1, for q of (batch, heads, seq_len, head_dim), or 2");
   const int head = (int)unsqueeze_dim, seq = 3 - head;
   const char *layout = head == 1 ? "(batch, heads, seq_len, head_dim)" : "(batch, seq_len, heads, head_dim)";
   if (q.dim != 4) liger::fail(OP, "q has shape ", q.shape(), ", expected ", layout);
   if (k.dim != 4 || k.sizes[0] != q.sizes[0] || k.sizes[seq] != q.sizes[seq] || k.sizes[3] != q.sizes[3])
-    liger::fail(OP, "k has shape ", k.shape(), ", expected ", layout, " as q but for the heads; q has ", q.shape());
+    liger::fail(OP, "k has shape ", k.shape(), ", expected ", layout, " as q but for the heads; q has ",
+                q.shape());
   const int64_t batch = q.sizes[0], seq_len = q.sizes[seq], head_dim = q.sizes[3];
 
   const Arg cos_arg(cos_, "cos"), sin_arg(sin_, "sin");
@@ -86,10 +92,13 @@ std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor
   if (head_dim && (rotary_dim <= 0 || rotary_dim > head_dim || rotary_dim % 2))
     liger::fail(OP, "rotary_dim is ", rotary_dim, ", expected an even number from 2 to head_dim, ", head_dim);
   if (head_dim && width < rotary_dim / 2)
-    liger::fail(OP, "cos has shape ", cos_arg.shape(), ", expected at least ", rotary_dim / 2, " columns, half of rotary_dim");
+    liger::fail(OP, "cos has shape ", cos_arg.shape(), ", expected at least ", rotary_dim / 2,
+                " columns, half of rotary_dim");
   const liger::Scope scope(q);
   // only the last dimension must be dense; an expanded table stays as it is
-  const auto table = [](const Arg &t) { return t.strides[t.dim - 1] == 1 || t.last() <= 1 ? t : Arg(liger::dense_copy(t.tensor), t.name); };
+  const auto table = [](const Arg &t) {
+    return t.strides[t.dim - 1] == 1 || t.last() <= 1 ? t : Arg(liger::dense_copy(t.tensor), t.name);
+  };
   const Arg cos = table(cos_arg), sin = table(sin_arg);
   const Heads hq = heads(q, seq, head), hk = heads(k, seq, head);
 
@@ -124,23 +133,28 @@ std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor
     liger::check_device(OP, p, q);
     if (p.raw_dtype != aoti_torch_dtype_int64())
       liger::fail(OP, "position_ids has dtype ", liger::dtype_name(p.raw_dtype), ", expected int64");
-    if (cos.dim != 2) liger::fail(OP, "position_ids index tables of two dimensions, but cos has shape ", cos.shape());
-    if ((p.dim != 1 && p.dim != 2) || p.last() != seq_len || (p.dim == 2 && p.sizes[0] != 1 && p.sizes[0] != batch))
-      liger::fail(OP, "position_ids has shape ", p.shape(), ", expected (seq_len,), (1, seq_len) or (batch, seq_len), for batch ", batch,
+    if (cos.dim != 2)
+      liger::fail(OP, "position_ids index tables of two dimensions, but cos has shape ", cos.shape());
+    if ((p.dim != 1 && p.dim != 2) || p.last() != seq_len ||
+        (p.dim == 2 && p.sizes[0] != 1 && p.sizes[0] != batch))
+      liger::fail(OP, "position_ids has shape ", p.shape(),
+                  ", expected (seq_len,), (1, seq_len) or (batch, seq_len), for batch ", batch,
                   " and seq_len ", seq_len);
     a.position_ids = (const int64_t *)p.ptr;
     a.position_token_stride = p.strides[p.dim - 1];
     a.position_batch_stride = p.dim == 2 && p.sizes[0] > 1 ? p.strides[0] : 0;
     check_position_values(a);
   }
-  liger::launch(OP, LIGER_FN(rope), a, scope, head_dim ? batch * seq_len : 0, (hq.n_heads + hk.n_heads) * head_dim);
+  liger::launch(OP, LIGER_FN(rope), a, scope, head_dim ? batch * seq_len : 0,
+                (hq.n_heads + hk.n_heads) * head_dim);
   return {hq.out, hk.out};
 }
 } // namespace
 
 #if !LIGER_GPU
 STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
-  m.def("rope(Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor? position_ids, int unsqueeze_dim, int rotary_dim, bool backward)"
+  m.def("rope(Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor? position_ids, int unsqueeze_dim, int "
+        "rotary_dim, bool backward)"
         " -> (Tensor q_out, Tensor k_out)");
 }
 #endif

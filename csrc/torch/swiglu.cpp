@@ -7,8 +7,8 @@ namespace {
 Tensor swiglu_fwd(const Tensor &a, const Tensor &b, double gate_multiplier, double down_multiplier) {
   return liger::glu_fwd("swiglu_fwd", LIGER_FN(swiglu_fwd), a, b, gate_multiplier, down_multiplier);
 }
-std::tuple<Tensor, Tensor> swiglu_bwd(const Tensor &dc, const Tensor &a, const Tensor &b, double gate_multiplier,
-                                      double down_multiplier) {
+std::tuple<Tensor, Tensor> swiglu_bwd(const Tensor &dc, const Tensor &a, const Tensor &b,
+                                      double gate_multiplier, double down_multiplier) {
   return liger::glu_bwd("swiglu_bwd", LIGER_FN(swiglu_bwd), dc, a, b, gate_multiplier, down_multiplier);
 }
 } // namespace
@@ -16,7 +16,8 @@ std::tuple<Tensor, Tensor> swiglu_bwd(const Tensor &dc, const Tensor &a, const T
 #if !LIGER_GPU
 STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
   m.def("swiglu_fwd(Tensor a, Tensor b, float gate_multiplier, float down_multiplier) -> Tensor");
-  m.def("swiglu_bwd(Tensor dc, Tensor a, Tensor b, float gate_multiplier, float down_multiplier) -> (Tensor da, Tensor db)");
+  m.def("swiglu_bwd(Tensor dc, Tensor a, Tensor b, float gate_multiplier, float down_multiplier) -> (Tensor "
+        "da, Tensor db)");
 }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(liger, LIGER_BACKEND, m) {

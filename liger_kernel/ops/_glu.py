@@ -26,7 +26,21 @@ def sample(*shape, **options):
 BASE = sample(3, 5, 48)
 SAMPLES = (
     BASE,
-    *(sample(*s) for s in [(0, 8), (2, 0), (1, 1), (3, 1), (7, 33), (2, 1023), (3, 1024), (2, 1025), (5, 4099), (2, 3, 5, 16)]),
+    *(
+        sample(*s)
+        for s in [
+            (0, 8),
+            (2, 0),
+            (1, 1),
+            (3, 1),
+            (7, 33),
+            (2, 1023),
+            (3, 1024),
+            (2, 1025),
+            (5, 4099),
+            (2, 3, 5, 16),
+        ]
+    ),
     Sample("large", {"a": T((4, 257), scale=50.0), "b": T((4, 257))}),  # both tails of the activation
     Sample("mixed-dtypes", {"a": T((3, 129)), "b": T((3, 129), "w")}),
 )

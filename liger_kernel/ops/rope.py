@@ -43,16 +43,24 @@ def _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim):
     if isinstance(position_ids, int):  # transformers 5.23 passes unsqueeze_dim in this place
         position_ids, unsqueeze_dim = None, position_ids
     if unsqueeze_dim not in (1, 2, -3, -2):
-        raise ValueError(f"unsqueeze_dim is {unsqueeze_dim!r}, expected 1 or 2: the dimension of the heads in q and k")
+        raise ValueError(
+            f"unsqueeze_dim is {unsqueeze_dim!r}, expected 1 or 2: the dimension of the heads in q and k"
+        )
     unsqueeze_dim %= 4
     if rotary_dim is not None:
         if rotary_dim <= 0 or rotary_dim % 2 or rotary_dim > q.shape[-1]:
-            raise ValueError(f"rotary_dim is {rotary_dim}, expected an even number from 2 to head_dim, {q.shape[-1]}")
+            raise ValueError(
+                f"rotary_dim is {rotary_dim}, expected an even number from 2 to head_dim, {q.shape[-1]}"
+            )
         if cos.shape[-1] < rotary_dim // 2:
-            raise ValueError(f"cos has {cos.shape[-1]} columns, expected at least {rotary_dim // 2}, half of rotary_dim")
+            raise ValueError(
+                f"cos has {cos.shape[-1]} columns, expected at least {rotary_dim // 2}, half of rotary_dim"
+            )
     cos, sin = _table(cos, unsqueeze_dim), _table(sin, unsqueeze_dim)
     if position_ids is not None:
-        position_ids = None if cos.dim() == 3 else position_ids.long()  # tables of 3 dimensions are gathered already
+        position_ids = (
+            None if cos.dim() == 3 else position_ids.long()
+        )  # tables of 3 dimensions are gathered already
     return cos, sin, position_ids, unsqueeze_dim, rotary_dim or 0
 
 
@@ -94,7 +102,9 @@ def rope_backward(dq, dk, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_d
 
 
 def rope_ref(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
-    cos, sin, position_ids, unsqueeze_dim, r = _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+    cos, sin, position_ids, unsqueeze_dim, r = _arguments(
+        q, cos, sin, position_ids, unsqueeze_dim, rotary_dim
+    )
     r = r or min(cos.shape[-1], q.shape[-1])
     if position_ids is not None:
         cos, sin = cos[position_ids], sin[position_ids]
@@ -129,7 +139,12 @@ def _ids(*shape, high):
 
 def _raw(args):
     q, k = args["q"], args["k"]
-    rest = _arguments(q, args["cos"], args["sin"], *(args.get(n, d) for n, d in (("position_ids", None), ("unsqueeze_dim", 1), ("rotary_dim", None))))
+    rest = _arguments(
+        q,
+        args["cos"],
+        args["sin"],
+        *(args.get(n, d) for n, d in (("position_ids", None), ("unsqueeze_dim", 1), ("rotary_dim", None))),
+    )
     return [(_rope, (q, k, *rest, False)), (_rope, (q, k, *rest, True))]
 
 
@@ -145,8 +160,20 @@ SPEC = OpSpec(
     ref=rope_ref,
     samples=(
         _base,
-        *(_sample(*shape) for shape in [(0, 2, 1, 3, 8), (1, 2, 1, 0, 8), (1, 1, 1, 1, 2), (1, 3, 1, 7, 6), (2, 3, 2, 33, 20)]),
-        *(_sample(*shape) for shape in [(1, 9, 3, 37, 64), (1, 5, 1, 3, 128), (1, 2, 1, 3, 2050), (1, 1, 1, 2, 4100)]),
+        *(
+            _sample(*shape)
+            for shape in [
+                (0, 2, 1, 3, 8),
+                (1, 2, 1, 0, 8),
+                (1, 1, 1, 1, 2),
+                (1, 3, 1, 7, 6),
+                (2, 3, 2, 33, 20),
+            ]
+        ),
+        *(
+            _sample(*shape)
+            for shape in [(1, 9, 3, 37, 64), (1, 5, 1, 3, 128), (1, 2, 1, 3, 2050), (1, 1, 1, 2, 4100)]
+        ),
         _sample(2, 3, 1, 5, 16, table=(5,), id="table-S"),
         _sample(2, 3, 1, 5, 16, table=(2, 5), id="table-BS"),
         _sample(2, 3, 1, 5, 16, table=(2, 1, 5), id="table-4d"),
@@ -157,19 +184,27 @@ SPEC = OpSpec(
         _sample(2, 3, 1, 5, 24, rotary_dim=12),
         _sample(2, 3, 1, 5, 24, width=12, rotary_dim=24),
         _sample(2, 3, 1, 5, 2100, width=2060, id="partial-table-wide"),
-        _sample(2, 3, 1, 5, 16, position_ids=2, id="position_ids-as-unsqueeze_dim").with_args("2", q=T((2, 5, 3, 16)), k=T((2, 5, 1, 16))),
+        _sample(2, 3, 1, 5, 16, position_ids=2, id="position_ids-as-unsqueeze_dim").with_args(
+            "2", q=T((2, 5, 3, 16)), k=T((2, 5, 1, 16))
+        ),
         _sample(2, 3, 1, 5, 16, table=(11,), position_ids=_ids(2, 5, high=11), id="position_ids"),
         _sample(2, 3, 1, 5, 16, table=(11,), position_ids=_ids(1, 5, high=11), id="position_ids-1S"),
         _sample(2, 3, 1, 5, 16, table=(2, 5), position_ids=_ids(2, 5, high=1000), id="position_ids-unused"),
     ),
     options=(
         (_base, _base.with_args("rotary_dim", rotary_dim=8)),
-        (_sample(1, 3, 1, 5, 16, table=(11,)), _sample(1, 3, 1, 5, 16, table=(11,), position_ids=_ids(5, high=11))),
+        (
+            _sample(1, 3, 1, 5, 16, table=(11,)),
+            _sample(1, 3, 1, 5, 16, table=(11,), position_ids=_ids(5, high=11)),
+        ),
         (_sample(1, 3, 3, 3, 16), _sample(1, 3, 3, 3, 16, unsqueeze_dim=2)),
     ),
     raw=_raw,
     errors=(
-        (r"k has shape \(2, 2, 5, 8\), expected \(batch, heads, seq_len, head_dim\) as q", {"k": T((2, 2, 5, 8))}),
+        (
+            r"k has shape \(2, 2, 5, 8\), expected \(batch, heads, seq_len, head_dim\) as q",
+            {"k": T((2, 2, 5, 8))},
+        ),
         (r"cos has shape \(3, 5, 16\), expected", {"cos": T((3, 5, 16), grad=False)}),
         (r"sin has shape \(1, 5, 8\), expected \(1, 5, 16\), as cos", {"sin": T((1, 5, 8), grad=False)}),
         (r"rotary_dim is 7, expected an even number", {"rotary_dim": 7}),
@@ -178,7 +213,11 @@ SPEC = OpSpec(
         (r"q has dtype int64, expected float32", {"q": T((2, 4, 5, 16), "index", grad=False, high=9)}),
         (
             r"position_ids has shape \(3, 5\), expected",
-            {"cos": T((5, 16), grad=False), "sin": T((5, 16), grad=False), "position_ids": _ids(3, 5, high=5)},
+            {
+                "cos": T((5, 16), grad=False),
+                "sin": T((5, 16), grad=False),
+                "position_ids": _ids(3, 5, high=5),
+            },
         ),
     ),
     cases={
