@@ -4,6 +4,7 @@
  * bias_grad   a thread per column and slice of the rows, the slices' sums added in order by a second kernel: the same bits every run */
 #include "primitives.cuh"
 
+#define LIGER_GPU_UNIT 1
 extern "C" {
 #include "linear_loss_plan.c"
 }

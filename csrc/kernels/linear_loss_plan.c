@@ -11,7 +11,7 @@
 #include "../liger.h"
 
 /* Also compiled into the GPU library, by linear_loss.cu; in the CPU library once, not per ISA level. */
-#if LIGER_BASE_UNIT || defined(__CUDACC__) || defined(__HIPCC__)
+#if LIGER_BASE_UNIT || LIGER_GPU_UNIT
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 static int64_t plan_dtype_size(liger_dtype t) { return t == LIGER_F64 ? 8 : t == LIGER_F32 ? 4 : 2; }
 
