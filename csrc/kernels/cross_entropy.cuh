@@ -125,7 +125,7 @@ __device__ __forceinline__ void ce_logits(float (&z)[N], const vec<T, N> &x, con
 
 /* s with U vectors of N logits; vector u begins at column col + u * step. Columns from n_cols on hold -inf and count for nothing. */
 template <int U, int N>
-__device__ __forceinline__ float ce_rescale(ce_plain &s, const float (&z)[U][N], float c, int64_t, int64_t) {
+__device__ __forceinline__ float ce_rescale(ce_plain &s, const float (&)[U][N], float c, int64_t, int64_t) {
   if (c > s.m) {
     s.d *= ce_ratio(s.m, c);
     s.m = c;
