@@ -1,8 +1,9 @@
 /* geglu      C = gelu(g A) * B * d,   gelu(x) = x (1 + tanh u) / 2,   u = sqrt(2/pi) (x + .044715 x^3)
- *            computed as x s with s = 1 / (1 + e^-2u), since (1 + tanh u) / 2 = s;  gelu'(x) = s + 2 x s (1 - s) u'
+ *            computed as x s with s = 1 / (1 + e^-2u), since (1 + tanh u) / 2 = s
+ *            gelu'(x) = s + 2 x s (1 - s) u'
  * Shapes     A B C dA dB dC (n_rows, n_cols), last dim contiguous; loop, plan and floor in glu.cuh
  * Rounding   fp32 to the end, one rounding at the store
- * Source     arXiv:1606.08415, arXiv:2002.05202; GemmaMLP in transformers                                           */
+ * Source     arXiv:1606.08415, arXiv:2002.05202; GemmaMLP in transformers */
 #include "glu.cuh"
 
 namespace {

@@ -1,9 +1,12 @@
-/* The gated linear units on a GPU: one loop for C = act(g A) * B * d and its gradients (csrc/liger.h). An op file brings
- *   struct act { static float value(float x); static float slope(float x, float *value); }, each templated on EXACT: whether the
- *   result is stored as fp32, or rounded to 16 bits, where the fast exponential and division do.
+/* The gated linear units on a GPU: one loop for C = act(g A) * B * d and its gradients (csrc/liger.h). An op
+ * file brings
+ *   struct act { static float value(float x); static float slope(float x, float *value); }, each templated
+ *   on EXACT: whether the result is stored as fp32, or rounded to 16 bits, where the fast exponential and
+ *   division do.
  * Floor      fwd 3*N*s bytes;  bwd 5*N*s    (N = n_rows*n_cols)
- * Plan       NV vectors of 16 bytes of each input per thread, all loads before the first use; contiguous tensors are one row.
- *            What is not made of aligned vectors goes element by element, and so do tensors of two dtypes                  */
+ * Plan       NV vectors of 16 bytes of each input per thread, all loads before the first use; contiguous
+ *            tensors are one row. What is not made of aligned vectors goes element by element, and so do
+ *            tensors of two dtypes */
 #ifndef LIGER_GLU_CUH
 #define LIGER_GLU_CUH
 #include "primitives.cuh"
@@ -11,10 +14,11 @@
 namespace {
 
 constexpr int GLU_THREADS = 256;
-constexpr int GLU_NV =
-    1; /* 2 or 3 loads of 16 bytes in flight a thread, 2048 threads a multiprocessor: 1.5 % faster than 2 (H200) */
+/* 2 or 3 loads of 16 bytes in flight a thread, 2048 threads a multiprocessor: 1.5 % faster than 2 (H200) */
+constexpr int GLU_NV = 1;
 
-/* s = 1 / (1 + e^-x), and 1 - s without cancellation. e^-x is held inside the normal numbers; a NaN stays one. */
+/* s = 1 / (1 + e^-x), and 1 - s without cancellation. e^-x is held inside the normal numbers; a NaN stays
+ * one. */
 template <bool EXACT> __device__ __forceinline__ float logistic(float x, float *complement) {
   const float c = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
   const float e = EXACT ? expf(-c) : __expf(-c);
@@ -23,7 +27,8 @@ template <bool EXACT> __device__ __forceinline__ float logistic(float x, float *
   return s;
 }
 
-/* Element number v * VEC of a tensor of rows. Rows of one vector count; 32-bit division where the numbers fit. */
+/* Element number v * VEC of a tensor of rows. Rows of one vector count; 32-bit division where the numbers
+ * fit. */
 struct glu_place {
   int64_t row, col;
   __device__ __forceinline__ glu_place(int64_t v, int64_t n_rows, int64_t vecs_per_row, int vec) {
@@ -35,7 +40,7 @@ struct glu_place {
   __device__ __forceinline__ int64_t at(int64_t row_stride) const { return row * row_stride + col; }
 };
 
-/* ---- one dtype: VEC elements at a time ------------------------------------------------------------------------------------ */
+/* ---- one dtype: VEC elements at a time ----------------------------------------------------------------- */
 template <class Act, typename T, int VEC>
 __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_kernel(const liger_glu_fwd_args args) {
   constexpr bool EXACT = sizeof(T) == 4;
@@ -125,7 +130,7 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_kernel(const liger_glu_bw
   }
 }
 
-/* ---- two dtypes: known at run time, one element per thread ------------------------------------------------------------------ */
+/* ---- two dtypes: known at run time, one element per thread --------------------------------------------- */
 template <class Act>
 __global__ void __launch_bounds__(GLU_THREADS) glu_fwd_mixed_kernel(const liger_glu_fwd_args args) {
   const int64_t v = (int64_t)blockIdx.x * GLU_THREADS + threadIdx.x;
@@ -153,7 +158,7 @@ __global__ void __launch_bounds__(GLU_THREADS) glu_bwd_mixed_kernel(const liger_
   if (args.dB) store_as(args.dB, v, dvalue * value, args.b_dtype);
 }
 
-/* ---- launching --------------------------------------------------------------------------------------------------------------- */
+/* ---- launching ----------------------------------------------------------------------------------------- */
 inline int64_t glu_grid(int64_t n_items, int items_per_thread) {
   const int64_t per_block = (int64_t)GLU_THREADS * items_per_thread;
   return (n_items + per_block - 1) / per_block;

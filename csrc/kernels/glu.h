@@ -1,10 +1,11 @@
-/* The gated linear units' one loop, forward and backward: C = act(g A) * B * d and its gradients (csrc/liger.h).
+/* The gated linear units' one loop, forward and backward: C = act(g A) * B * d and its gradients
+ * (csrc/liger.h).
  *
  * An op file defines, before including this,
  *   static inline real activation(real x)                      act(x)
  *   static inline real activation_grad(real x, real *value)    act'(x), and act(x) in *value
- * Tensors of one dtype that the loop converts itself are read and written once, in one pass. The others pass through
- * `real` buffers of a tile, which stay in the first-level cache.                                                 */
+ * Tensors of one dtype that the loop converts itself are read and written once, in one pass. The others pass
+ * through `real` buffers of a tile, which stay in the first-level cache. */
 #ifndef LIGER_GLU_H
 #define LIGER_GLU_H
 #include "primitives.h"

@@ -1,9 +1,10 @@
 /* rms_norm   Y = X * rstd * (W + offset),   rstd = 1/sqrt(mean(X^2) + eps)          per row
- *            dX = rstd * (m - X * rstd^2 * mean(m * X)),  m = dY * (W + offset);  dW = sum_rows(dY * X * rstd)
+ *            dX = rstd * (m - X * rstd^2 * mean(m * X)),  m = dY * (W + offset)
+ *            dW = sum_rows(dY * X * rstd)
  * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; W dW (n_cols); rstd (n_rows) real, saved by fwd
  * Casting    llama: round X * rstd to X's dtype, then times W.  gemma, none: no rounding before the store
  * Plan       a row passes through `real` buffers of LIGER_TILE columns; a wider row is read twice
- * Source     arXiv:1910.07467; LlamaRMSNorm and GemmaRMSNorm in transformers                                        */
+ * Source     arXiv:1910.07467; LlamaRMSNorm and GemmaRMSNorm in transformers */
 #include "primitives.h"
 
 /* w[0..n) = W[c..c+n) + offset, or 1 where there is no weight */
@@ -151,7 +152,8 @@ liger_status LIGER_KERNEL(rms_norm_dw)(const liger_rms_norm_bwd_args *a, int64_t
 }
 
 #if LIGER_BASE_UNIT
-/* Fixed by the sizes alone, so that dW has the same bits whatever the thread count; a block holds at least 16 rows. */
+/* Fixed by the sizes alone, so that dW has the same bits whatever the thread count; a block holds at least
+ * 16 rows. */
 int64_t liger_rms_norm_bwd_blocks_cpu(int64_t n_rows, int64_t n_cols) {
   (void)n_cols;
   const int64_t n = n_rows / 16;

@@ -1,10 +1,13 @@
-/* rope       y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h = rotary_dim / 2);   the rest is copied
- *            backward: the same with s negated (the inverse rotation, times c^2 + s^2 where the tables are no rotation)
- * Shapes     Q K (batch, n_heads, seq_len, head_dim) of any strides but the last; tables (rows, >= h), see csrc/liger.h
- * Plan       up to BLOCK_TOKENS tokens of one batch entry at a time: their angles go to buffers once for all heads of Q and K. Vectors
- *            that lie side by side, be they the heads of a token or the tokens of a head, pass through one buffer together.
+/* rope       y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h = rotary_dim / 2);
+ *            the rest is copied. Backward: the same with s negated
+ * Shapes     Q K (batch, n_heads, seq_len, head_dim) of any strides but the last; tables (rows, >= h), see
+ *            csrc/liger.h
+ * Plan       up to BLOCK_TOKENS tokens of one batch entry at a time: their angles go to buffers once for all
+ *            heads of Q and K. Vectors that lie side by side, be they the heads of a token or the tokens of
+ *            a head, pass through one buffer together.
  * Rounding   fp32 (fp64) to the end, one rounding at the store
- * Source     arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py, whose halves layout this is     */
+ * Source     arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py, whose halves layout
+ *            this is */
 #include "primitives.h"
 
 enum {
@@ -13,8 +16,9 @@ enum {
   BUFFER = 2048  /* elements of side-by-side vectors; a wider head is cut into columns */
 };
 
-/* n_vecs vectors `stride` elements apart, of which columns [col, col + n) and [h + col, h + col + n) turn by the angles at cos and sin,
- * `angle_step` further on for each vector. Vectors that lie whole in the buffer carry their unrotated tail along.       */
+/* n_vecs vectors `stride` elements apart, of which columns [col, col + n) and [h + col, h + col + n) turn by
+ * the angles at cos and sin, `angle_step` further on for each vector. Vectors that lie whole in the buffer
+ * carry their unrotated tail along. */
 typedef struct {
   void *out;
   const void *in;
@@ -94,7 +98,8 @@ static void load_angles(const liger_rope_args *a, real *c, real *s, int64_t b, i
     for (int64_t j = 0; j < n_tokens * n; j++) s[j] = -s[j];
 }
 
-/* One tensor of the block: along its heads or along the tokens, whichever lie side by side. `n`: columns in the angle buffers. */
+/* One tensor of the block: along its heads or along the tokens, whichever lie side by side. `n`: columns in
+ * the angle buffers. */
 static void rotate_tensor(const liger_rope_args *a, void *out, const void *in, const liger_rope_strides *os,
                           const liger_rope_strides *is, int64_t n_heads, liger_dtype t, int64_t b, int64_t s0,
                           int64_t n_tokens, int64_t col, int64_t n, const real *c, const real *s) {

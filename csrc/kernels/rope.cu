@@ -1,11 +1,15 @@
-/* rope       y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h = rotary_dim / 2);   the rest is copied
- *            backward: the same with s negated (the inverse rotation, times c^2 + s^2 where the tables are no rotation)
- * Shapes     Q K (batch, n_heads, seq_len, head_dim) of any strides but the last; tables (rows, >= h), see csrc/liger.h
- * Floor      2*N*s bytes each way    (N = elements of Q and K; the tables are read once per token, for all heads)
- * Plan       one launch for Q and K. A thread owns one vector of 16 bytes of each half, of up to HEADS heads at a time, and keeps
- *            their angles in registers; a block takes one token or as many small ones as fill it
+/* rope       y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h = rotary_dim / 2);
+ *            the rest is copied. Backward: the same with s negated
+ * Shapes     Q K (batch, n_heads, seq_len, head_dim) of any strides but the last; tables (rows, >= h), see
+ *            csrc/liger.h
+ * Floor      2*N*s bytes each way    (N = elements of Q and K; the tables are read once per token, for all
+ *            heads)
+ * Plan       one launch for Q and K. A thread owns one vector of 16 bytes of each half, of up to HEADS heads
+ *            at a time, and keeps their angles in registers; a block takes one token or as many small ones
+ *            as fill it
  * Rounding   fp32 to the end, one rounding at the store
- * Source     arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py, whose halves layout this is     */
+ * Source     arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py, whose halves layout
+ *            this is */
 #include "primitives.cuh"
 
 namespace {
@@ -98,7 +102,7 @@ __global__ void __launch_bounds__(THREADS, 2) rope_kernel(const liger_rope_args 
       store_vec_stream<T, VEC>(output(head) + col, load_vec_stream<T, VEC>(input(head) + col));
 }
 
-/* ---- launching --------------------------------------------------------------------------------------------------------------- */
+/* ---- launching ----------------------------------------------------------------------------------------- */
 rope_plan plan_rope(int64_t half, int64_t n_heads, int vec, bool angles_aligned) {
   const int64_t n_vecs = (half + vec - 1) / vec, n_groups = (n_heads + HEADS - 1) / HEADS;
   const int columns = (int)(n_vecs < THREADS ? n_vecs : THREADS), most = THREADS / columns;

@@ -1,7 +1,7 @@
 /* swiglu     C = silu(g A) * B * d,   silu(x) = x s(x),   silu'(x) = s + x s (1 - s),   s(x) = 1 / (1 + e^-x)
  * Shapes     A B C dA dB dC (n_rows, n_cols), last dim contiguous; loop and gradients in glu.h
  * Rounding   fp32 (fp64) to the end, one rounding at the store
- * Source     arXiv:2002.05202; LlamaMLP in transformers; the multipliers: FalconH1MLP                                */
+ * Source     arXiv:2002.05202; LlamaMLP in transformers; the multipliers: FalconH1MLP */
 #include "primitives.h"
 
 static inline real activation(real x) {

@@ -17,8 +17,9 @@ struct Heads {
 
 liger_rope_strides strides_of(const int64_t *s, int seq, int head) { return {s[0], s[head], s[seq]}; }
 
-// The result has the memory order of its argument, so that a later transpose back is free: tokens outside heads, or heads outside
-// tokens, and dense. The fake in liger_kernel/ops/rope.py decides by the same comparison.
+// The result has the memory order of its argument, so that a later transpose back is free: tokens outside
+// heads, or heads outside tokens, and dense. The fake in liger_kernel/ops/rope.py decides by the same
+// comparison.
 Heads heads(const Arg &given, int seq, int head) {
   const int64_t *size = given.sizes, *stride = given.strides;
   const int outer = stride[seq] >= stride[head] ? seq : head, inner = seq + head - outer;

@@ -23,8 +23,9 @@ torch.library.register_fake("liger::geglu_bwd", _glu.fake_bwd)
 class LigerGELUMulFunction(torch.autograd.Function):
     """c = gelu(a) * b with the tanh form of gelu, differentiable in a and b.
 
-    a, b: one shape, any strides, float32, bfloat16, float16 (float64 on the CPU); c has the dtype that torch promotes theirs to, each
-    gradient its input's. Computed in fp32 and rounded once. Only a and b are saved, and nothing is written over them.
+    a, b: one shape, any strides, float32, bfloat16, float16 (float64 on the CPU); c has the dtype that torch
+    promotes theirs to, each gradient its input's. Computed in fp32 and rounded once. Only a and b are saved,
+    and nothing is written over them.
     Raises RuntimeError for a wrong device, dtype or shape, naming the argument.
     """
 

@@ -2,9 +2,10 @@
 
 Of each head's vector x, with h = rotary_dim / 2 and the cosines c and sines s of the token's position:
 
-    y_i = x_i c_i - x_{i+h} s_i,    y_{i+h} = x_{i+h} c_i + x_i s_i    (i < h),    y_j = x_j    (j >= rotary_dim)
+    y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h),   y_j = x_j   (j >= rotary_dim)
 
-Backward is the same map with s negated. Source: arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py.
+Backward is the same map with s negated. Source: arXiv:2104.09864; apply_rotary_pos_emb in transformers'
+modeling_llama.py.
 """
 
 import torch
@@ -29,7 +30,7 @@ def _(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim, backward):
 
 
 def _table(t, unsqueeze_dim):
-    """A 4-D table without its heads dimension of size 1: at unsqueeze_dim, else at 1, else wherever there is one."""
+    """A 4-D table without its heads dimension of size 1: at unsqueeze_dim, else at 1, else anywhere."""
     if t.dim() != 4:
         return t
     for dim in (unsqueeze_dim, 1):
@@ -65,16 +66,18 @@ def _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim):
 
 
 class LigerRopeFunction(torch.autograd.Function):
-    """(q, k) with the first rotary_dim columns of every head rotated by the angles of its token; differentiable in q and k.
+    """(q, k) rotated by their tokens' angles in the first rotary_dim columns; differentiable in q and k.
 
-    q: (batch, n_q_heads, seq_len, head_dim), k: the same with n_kv_heads; with unsqueeze_dim=2 the heads come after seq_len. Any strides;
-    the results are dense in the memory order of their inputs. float32, bfloat16, float16 (float64 on the CPU), computed in fp32.
-    cos, sin: (T, w), (1, seq_len, w), (batch, seq_len, w), or 4-D with a heads dimension of 1; any of these dtypes, no gradient. Only the
-    first rotary_dim / 2 columns are read (transformers' tables hold the same twice). position_ids: (batch, seq_len), (1, seq_len) or
-    (seq_len,), rows of a (T, w) table, which otherwise is read from row 0 on; unused with other tables. An int there is unsqueeze_dim.
+    q: (batch, n_q_heads, seq_len, head_dim), k: the same with n_kv_heads; with unsqueeze_dim=2 the heads
+    come after seq_len. Any strides; the results are dense in the memory order of their inputs. float32,
+    bfloat16, float16 (float64 on the CPU), computed in fp32.
+    cos, sin: (T, w), (1, seq_len, w), (batch, seq_len, w), or 4-D with a heads dimension of 1; any of these
+    dtypes, no gradient. Only the first rotary_dim / 2 columns are read (transformers' tables hold the same
+    twice). position_ids: (batch, seq_len), (1, seq_len) or (seq_len,), rows of a (T, w) table, which
+    otherwise is read from row 0 on; unused with other tables. An int there is unsqueeze_dim.
     rotary_dim: even, in (0, head_dim]; None: the smaller of w and head_dim.
-    Raises ValueError for unsqueeze_dim and rotary_dim outside these, RuntimeError for a wrong device, dtype or shape and, on the CPU, for a
-    position outside the table (on a GPU that token is NaN).
+    Raises ValueError for unsqueeze_dim and rotary_dim outside these, RuntimeError for a wrong device, dtype
+    or shape and, on the CPU, for a position outside the table (on a GPU that token is NaN).
     """
 
     @staticmethod

@@ -9,9 +9,10 @@ FUNCTIONAL = ("liger_geglu",)
 
 
 def liger_geglu(a, b):
-    """c = gelu(a) * b with the tanh form of gelu, elementwise; a and b of one shape, float32, bfloat16, float16 (float64 on the CPU).
+    """c = gelu(a) * b with the tanh form of gelu, elementwise.
 
-    Any strides; mixed dtypes promote as in torch. Raises RuntimeError naming the argument for a wrong device, dtype or shape.
+    a, b: one shape, any strides, float32, bfloat16, float16 (float64 on the CPU). Mixed dtypes promote as in
+    torch. Raises RuntimeError naming the argument for a wrong device, dtype or shape.
     Source: arXiv:2002.05202.
     """
     return LigerGELUMulFunction.apply(a, b)
@@ -20,8 +21,8 @@ def liger_geglu(a, b):
 class LigerGEGLUMLP(nn.Module):
     """down_proj(gelu(gate_proj(x)) * up_proj(x)) with the tanh form of gelu, a stand-in for GemmaMLP.
 
-    Reads `hidden_size` and `intermediate_size` of the config. x: (..., hidden_size). The config's activation is not checked, as upstream has
-    it: Gemma's own configs name it in different ways.
+    Reads `hidden_size` and `intermediate_size` of the config. x: (..., hidden_size). The config's activation
+    is not checked, as upstream has it: Gemma's own configs name it in different ways.
     """
 
     def __init__(self, config):

@@ -9,9 +9,10 @@ FUNCTIONAL = ("liger_swiglu",)
 
 
 def liger_swiglu(a, b):
-    """c = silu(a) * b, elementwise; a and b of one shape, float32, bfloat16, float16 (float64 on the CPU), any strides.
+    """c = silu(a) * b, elementwise.
 
-    Mixed dtypes promote as in torch. Raises RuntimeError naming the argument for a wrong device, dtype or shape.
+    a, b: one shape, any strides, float32, bfloat16, float16 (float64 on the CPU). Mixed dtypes promote as in
+    torch. Raises RuntimeError naming the argument for a wrong device, dtype or shape.
     Source: arXiv:2002.05202.
     """
     return LigerSiLUMulFunction.apply(a, b)
@@ -25,8 +26,8 @@ def _check_silu(config):
 class LigerSwiGLUMLP(nn.Module):
     """down_proj(silu(gate_proj(x)) * up_proj(x)), a stand-in for LlamaMLP.
 
-    Reads `hidden_size`, `intermediate_size` (unless given), `hidden_act` and, where the config has it, `mlp_bias`.
-    x: (..., hidden_size). Raises ValueError unless hidden_act is "silu" or "swish".
+    Reads `hidden_size`, `intermediate_size` (unless given), `hidden_act` and, where the config has it,
+    `mlp_bias`. x: (..., hidden_size). Raises ValueError unless hidden_act is "silu" or "swish".
     """
 
     def __init__(self, config, intermediate_size=None):
@@ -45,11 +46,11 @@ class LigerSwiGLUMLP(nn.Module):
 
 
 class LigerQwen3MoeSwiGLUMLP(LigerSwiGLUMLP):
-    """LigerSwiGLUMLP under the name of Qwen3MoeMLP's stand-in; the experts' width comes as `intermediate_size`."""
+    """LigerSwiGLUMLP, a stand-in for Qwen3MoeMLP: the experts' width comes as `intermediate_size`."""
 
 
 class LigerBlockSparseTop2MLP(nn.Module):
-    """w2(silu(w1(x)) * w3(x)), a stand-in for MixtralBlockSparseTop2MLP. Reads the same of the config as LigerSwiGLUMLP."""
+    """w2(silu(w1(x)) * w3(x)), a stand-in for MixtralBlockSparseTop2MLP of transformers 4."""
 
     def __init__(self, config):
         super().__init__()
@@ -65,7 +66,7 @@ class LigerBlockSparseTop2MLP(nn.Module):
 
 
 class LigerPhi3SwiGLUMLP(nn.Module):
-    """down_proj(silu(gate) * up), (gate, up) = halves of gate_up_proj(x): a stand-in for Phi3MLP and Glm4MLP."""
+    """down_proj(silu(gate) * up) with (gate, up) = gate_up_proj(x): a stand-in for Phi3MLP, Glm4MLP."""
 
     def __init__(self, config):
         super().__init__()
