@@ -94,7 +94,7 @@ static void write_gradient(const liger_cross_entropy_args *a, int64_t row, int64
     const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE;
     load_logits(a, row, c, n, z);
     for (int64_t i = 0; i < n; i++)
-      dz[i] = k * exp_real(z[i] - m);
+      dz[i] = k * exp_nonpos(z[i] - m);
     if (w_scale != 0) {
       const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
       for (int64_t i = 0; i < n; i++)
