@@ -1,4 +1,4 @@
-"""What test_ops.py cannot say of the fused linear cross entropy: blocks and memory, accuracy over many blocks, what is not computed."""
+"""What test_ops.py cannot say of it: memory, accuracy over many blocks, what is not computed, the helpers."""
 
 import subprocess
 import sys
@@ -126,7 +126,7 @@ def test_deferred_gradients_keep_a_loss_scale_in_float16(device):
 
 
 def test_autocast_of_backward_is_forwards(device):
-    """reduction "none" multiplies in backward, outside the autocast region: in the forward's dtype all the same."""
+    """reduction "none" multiplies in backward, outside the autocast region: in the forward's dtype."""
     x, w, y = draw(device=device)
     device_type = torch.device(device).type
     with torch.autocast(device_type, torch.bfloat16):
@@ -146,7 +146,9 @@ def test_compile_sees_one_node_and_follows_the_budget(device):
         graphs.append([n for n in graph.graph.nodes if "fused_linear_cross_entropy" in str(n.target)])
         return graph
 
-    f = torch.compile(lambda: liger_fused_linear_cross_entropy(x.detach(), w.detach(), y), backend=backend, fullgraph=True)
+    f = torch.compile(
+        lambda: liger_fused_linear_cross_entropy(x.detach(), w.detach(), y), backend=backend, fullgraph=True
+    )
     expected = liger_fused_linear_cross_entropy(x.detach(), w.detach(), y)
     try:
         assert torch.equal(f(), expected)
@@ -163,7 +165,9 @@ def test_helpers_are_looked_up_at_call_time(monkeypatch):
     calls = []
     for name in ("fused_linear_cross_entropy_forward", "fused_linear_cross_entropy_backward"):
         real = getattr(op_module, name)
-        monkeypatch.setattr(op_module, name, lambda *a, _f=real, **k: (calls.append(_f.__name__), _f(*a, **k))[1])
+        monkeypatch.setattr(
+            op_module, name, lambda *a, _f=real, **k: (calls.append(_f.__name__), _f(*a, **k))[1]
+        )
     x, w, y = draw()
     liger_fused_linear_cross_entropy(x, w, y).backward()
     assert calls == ["fused_linear_cross_entropy_forward", "fused_linear_cross_entropy_backward"]
@@ -175,7 +179,9 @@ def test_forward_helper_of_upstream(device):
     assert (z, accuracy, predicted, db) == (None,) * 4
     reference = torch.autograd.grad(F.cross_entropy(x @ w.t(), y), (x, w))
     torch.testing.assert_close((dx, dw), reference, rtol=1e-4, atol=1e-7)
-    dx2, dw2, none = op_module.fused_linear_cross_entropy_backward(torch.tensor(2.0, device=device), dx, dw, None)
+    dx2, dw2, none = op_module.fused_linear_cross_entropy_backward(
+        torch.tensor(2.0, device=device), dx, dw, None
+    )
     assert none is None
     torch.testing.assert_close((dx2, dw2), tuple(2 * g for g in reference), rtol=1e-4, atol=1e-7)
 
@@ -183,11 +189,21 @@ def test_forward_helper_of_upstream(device):
 def test_module_and_function_agree(device):
     x, w, y = draw(device=device)
     bias = torch.randn(70, device=device)
-    options = dict(label_smoothing=0.1, softcap=5.0, lse_square_scale=1e-3, return_z_loss=True, return_token_accuracy=True)
+    options = dict(
+        label_smoothing=0.1,
+        softcap=5.0,
+        lse_square_scale=1e-3,
+        return_z_loss=True,
+        return_token_accuracy=True,
+    )
     a = LigerFusedLinearCrossEntropyLoss(**options)(w, x, y, bias)
     b = liger_fused_linear_cross_entropy(x, w, y, bias, **options)
     assert isinstance(a, CrossEntropyOutput) and a.predicted_tokens is None
-    assert torch.equal(a.loss, b.loss) and torch.equal(a.z_loss, b.z_loss) and torch.equal(a.token_accuracy, b.token_accuracy)
+    assert (
+        torch.equal(a.loss, b.loss)
+        and torch.equal(a.z_loss, b.z_loss)
+        and torch.equal(a.token_accuracy, b.token_accuracy)
+    )
     assert LigerFusedLinearCrossEntropyLoss()(w, x, y).dim() == 0
     for wrong in (dict(label_smoothing=2.0), dict(reduction="batchmean"), dict(softcap=0.0)):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*, expected"):

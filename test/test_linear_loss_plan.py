@@ -1,4 +1,4 @@
-"""The plan of the linear losses: a pure function, so every promise about blocks, budget and accuracy is a property of its answers."""
+"""The linear losses' plan is a pure function: its promises about blocks, budget and accuracy."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ ROWS = (0, 1, 2, 127, 1000, 1024, 4096, 8192, 16384, 100_000, 1_000_000)
 HEADS = ((1, 1), (64, 1000), (768, 32000), (511, 50257), (512, 50257), (4096, 128256), (2048, 262144))
 BUDGETS = (1, 10**5, 64 * MIB, 256 * MIB, 2**31)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# additions in a 16-bit type that keep dW's error within three times eager's own, as measured: see csrc/kernels/linear_loss_plan.c
+# additions in 16 bits that keep dW's error within three times eager's: see csrc/kernels/linear_loss_plan.c
 ALLOWED = {False: 10, True: 20}
 
 
@@ -47,11 +47,15 @@ def test_16_bit_additions_stay_within_the_error_bound(dtype):
 
 def test_fp32_accumulation_on_request():
     args = (4096, 768, 32000, torch.bfloat16)
-    cpu, gpu = (plan(*args, accum_dtype=torch.float32, memory_budget=64 * MIB, device=d) for d in ("cpu", "cuda"))
+    cpu, gpu = (
+        plan(*args, accum_dtype=torch.float32, memory_budget=64 * MIB, device=d) for d in ("cpu", "cuda")
+    )
     assert cpu.accum_dtype == gpu.accum_dtype == torch.float32
     assert cpu.widen_block and not gpu.widen_block  # a GPU's product takes bf16 and adds in fp32
     one = plan(*args, accum_dtype=torch.float32, memory_budget=2**30)
-    assert one.n_blocks == 1 and one.accum_dtype == torch.bfloat16 and not one.widen_block  # one product rounds once
+    assert (
+        one.n_blocks == 1 and one.accum_dtype == torch.bfloat16 and not one.widen_block
+    )  # one product rounds once
     frozen = plan(*args, accum_dtype=torch.float32, memory_budget=64 * MIB, needs_dw=False)
     assert not frozen.widen_block and frozen.accum_bytes == 0
 
@@ -77,7 +81,10 @@ def test_no_tiny_last_block():
 def test_chunk_mem_const_asks_for_blocks_of_that_many_times_x(const, rows):
     p = plan(4096, 768, 32000, torch.float32, chunk_mem_const=const, memory_budget=2**40)
     assert p.block_rows == rows
-    assert plan(4096, 768, 32000, torch.float32, chunk_mem_const=const, memory_budget=10 * 128000).block_rows <= 10
+    assert (
+        plan(4096, 768, 32000, torch.float32, chunk_mem_const=const, memory_budget=10 * 128000).block_rows
+        <= 10
+    )
 
 
 def test_wrong_arguments_are_named():

@@ -15,8 +15,7 @@ liger_status LIGER_KERNEL(convert)(const liger_convert_args *a, int64_t row_begi
       load_row(x, a->src, row * a->src_row_stride + c, n, a->src_dtype);
       if (a->add) {
         load_row(sum, a->dst, row * a->dst_row_stride + c, n, a->dst_dtype);
-        for (int64_t i = 0; i < n; i++)
-          x[i] += sum[i];
+        for (int64_t i = 0; i < n; i++) x[i] += sum[i];
       }
       store_row(a->dst, row * a->dst_row_stride + c, x, n, a->dst_dtype);
     }
@@ -33,15 +32,12 @@ liger_status LIGER_KERNEL(bias_grad)(const liger_bias_grad_args *a, int64_t col_
       memset(group, 0, sizeof group);
       for (int64_t row = first; row < last; row++) {
         load_row(x, a->X, row * a->X_row_stride + c, n, a->x_dtype);
-        for (int64_t i = 0; i < n; i++)
-          group[i] += x[i];
+        for (int64_t i = 0; i < n; i++) group[i] += x[i];
       }
-      for (int64_t i = 0; i < n; i++)
-        sum[i] += group[i];
+      for (int64_t i = 0; i < n; i++) sum[i] += group[i];
     }
     real *restrict out = (real *)a->sum + c;
-    for (int64_t i = 0; i < n; i++)
-      out[i] = a->add ? out[i] + sum[i] : sum[i];
+    for (int64_t i = 0; i < n; i++) out[i] = a->add ? out[i] + sum[i] : sum[i];
   }
   return LIGER_OK;
 }

@@ -39,7 +39,8 @@ struct CrossEntropy {
     if (weight_) {
       const Arg w(*weight_, weight_name);
       check_device(op, w, x);
-      if (w.raw_dtype != real) fail(op, weight_name, " has dtype ", dtype_name(w.raw_dtype), ", expected ", dtype_name(real));
+      if (w.raw_dtype != real)
+        fail(op, weight_name, " has dtype ", dtype_name(w.raw_dtype), ", expected ", dtype_name(real));
       check_vector(op, w, n_cols, "one weight per class");
       weight.emplace(dense(w));
     }
@@ -50,7 +51,8 @@ struct CrossEntropy {
     if (!(o.softcap >= 0)) fail(op, "softcap is ", o.softcap, ", expected a positive value, or 0 for none");
 #if !LIGER_GPU // a GPU would have to be waited for: its kernel answers with NaN
     const auto *y = (const int64_t *)target.ptr;
-    const int64_t bad = liger_cross_entropy_bad_label_cpu(y, target.strides[0], n_rows, n_cols, o.ignore_index);
+    const int64_t bad = liger_cross_entropy_bad_label_cpu(y, target.strides[0], n_rows, n_cols,
+                                                          o.ignore_index);
     if (bad >= 0)
       fail(op, "target[", bad, "] is ", y[bad * target.strides[0]], ", expected a value in [0, ", n_cols,
            ") or ignore_index (", o.ignore_index, ")");
@@ -67,7 +69,8 @@ struct CrossEntropy {
     if (dloss.raw_dtype != real)
       fail(op, "dloss has dtype ", dtype_name(dloss.raw_dtype), ", expected ", dtype_name(real));
     if (!reduced()) check_vector(op, dloss, n_rows, "one value per row of x");
-    else if (dloss.dim != 0) fail(op, "dloss has shape ", dloss.shape(), ", expected (): reduction is mean or sum");
+    else if (dloss.dim != 0)
+      fail(op, "dloss has shape ", dloss.shape(), ", expected (): reduction is mean or sum");
     return dloss;
   }
   void set_dloss(liger_cross_entropy_args &a, const Arg &dloss) const {
@@ -102,7 +105,8 @@ struct CrossEntropy {
   }
 
   // All rows, with no logits and no gradient yet.
-  liger_cross_entropy_args rows_args(const Tensor &stats, const CrossEntropyOutputs &out, const CrossEntropyWanted &want) const {
+  liger_cross_entropy_args rows_args(const Tensor &stats, const CrossEntropyOutputs &out,
+                                     const CrossEntropyWanted &want) const {
     liger_cross_entropy_args a{};
     a.loss = ptr(out.loss);
     a.z_loss = want.z_loss ? ptr(out.z_loss) : nullptr;
@@ -141,8 +145,8 @@ struct CrossEntropy {
   }
 
   // What the caller gets: the rows themselves for reduction none, else their sums (they are scaled already; accuracy is a mean)
-  CrossEntropyOutputs reduce(const CrossEntropyOutputs &out, const CrossEntropyWanted &want, const Tensor &stats,
-                             const Scope &scope) const {
+  CrossEntropyOutputs reduce(const CrossEntropyOutputs &out, const CrossEntropyWanted &want,
+                             const Tensor &stats, const Scope &scope) const {
     if (!reduced()) return out;
     const char *n_valid = (const char *)ptr(stats) + LIGER_CE_N_VALID * (x_dtype == LIGER_F64 ? 8 : 4);
     return {sum(out.loss, nullptr, scope), want.z_loss ? sum(out.z_loss, nullptr, scope) : out.z_loss,

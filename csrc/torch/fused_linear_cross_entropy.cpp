@@ -8,21 +8,22 @@ using torch::stable::Tensor;
 namespace {
 // loss, z_loss, accuracy, predicted, dx, dweight, dbias; (0,) where not wanted. dloss: the incoming gradient, () or, for reduction
 // none, (n_rows,); without it the gradients are those of the loss itself.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-fused_linear_cross_entropy(const Tensor &x_, const Tensor &weight_, const Tensor &target, const std::optional<Tensor> &bias_,
-                           const std::optional<Tensor> &ce_weight, const std::optional<Tensor> &dloss, int64_t ignore_index,
-                           double lse_square_scale, double label_smoothing, int64_t reduction, double softcap,
-                           bool token_scaling, bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw,
-                           bool needs_dbias, int64_t compute_dtype, int64_t accum_dtype, int64_t chunk_mem_const,
-                           int64_t memory_budget) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_cross_entropy(
+    const Tensor &x_, const Tensor &weight_, const Tensor &target, const std::optional<Tensor> &bias_,
+    const std::optional<Tensor> &ce_weight, const std::optional<Tensor> &dloss, int64_t ignore_index,
+    double lse_square_scale, double label_smoothing, int64_t reduction, double softcap, bool token_scaling,
+    bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw, bool needs_dbias,
+    int64_t compute_dtype, int64_t accum_dtype, int64_t chunk_mem_const, int64_t memory_budget) {
   const char *op = "fused_linear_cross_entropy";
   const Arg x(x_, "x"), w(weight_, "weight");
   liger::check_device(op, w, x);
   liger::check_float(op, x);
   liger::check_float(op, w);
-  if (x.dim != 2) liger::fail(op, "x has shape ", x.shape(), ", expected two dimensions: (n_rows, hidden_size)");
+  if (x.dim != 2)
+    liger::fail(op, "x has shape ", x.shape(), ", expected two dimensions: (n_rows, hidden_size)");
   if (w.dim != 2 || w.sizes[1] != x.sizes[1])
-    liger::fail(op, "weight has shape ", w.shape(), ", expected (vocab_size, ", x.sizes[1], "): the last size of x");
+    liger::fail(op, "weight has shape ", w.shape(), ", expected (vocab_size, ", x.sizes[1],
+                "): the last size of x");
   std::optional<Arg> bias;
   if (bias_) {
     const Arg b(*bias_, "bias");
@@ -32,10 +33,12 @@ fused_linear_cross_entropy(const Tensor &x_, const Tensor &weight_, const Tensor
     bias.emplace(liger::dense(b));
   }
   if (compute_dtype < LIGER_F32 || compute_dtype > (LIGER_GPU ? LIGER_BF16 : LIGER_F64))
-    liger::fail(op, "compute_dtype is ", compute_dtype, ", expected a dtype code of liger.h that this device has");
+    liger::fail(op, "compute_dtype is ", compute_dtype,
+                ", expected a dtype code of liger.h that this device has");
   if (accum_dtype < LIGER_ACCUM_AUTO || accum_dtype > LIGER_F64)
     liger::fail(op, "accum_dtype is ", accum_dtype, ", expected -1 or a dtype code of liger.h");
-  if (memory_budget < 0) liger::fail(op, "memory_budget is ", memory_budget, ", expected a number of bytes, not negative");
+  if (memory_budget < 0)
+    liger::fail(op, "memory_budget is ", memory_budget, ", expected a number of bytes, not negative");
   const auto compute = (liger_dtype)compute_dtype;
   const liger::CrossEntropyWanted want{z_loss, accuracy, predicted};
   const liger::CrossEntropy ce(op, x, w.sizes[0], compute, target, ce_weight, "ce_weight",
@@ -51,8 +54,8 @@ fused_linear_cross_entropy(const Tensor &x_, const Tensor &weight_, const Tensor
     a.token_scaling = token_scaling;
     return a;
   }();
-  liger::LinearLoss head(op, x, w, bias, compute, {needs_dx, needs_dw, needs_dbias && bias}, (int)accum_dtype, memory_budget,
-                         chunk_mem_const, scope);
+  liger::LinearLoss head(op, x, w, bias, compute, {needs_dx, needs_dw, needs_dbias && bias}, (int)accum_dtype,
+                         memory_budget, chunk_mem_const, scope);
   const bool any_gradient = head.want.dx || head.want.dw || head.want.dbias;
   const int64_t real_size = compute == LIGER_F64 ? 8 : 4;
   auto row = [](void *p, int64_t first, int64_t size) { return p ? (char *)p + first * size : nullptr; };
@@ -79,10 +82,14 @@ fused_linear_cross_entropy(const Tensor &x_, const Tensor &weight_, const Tensor
 
 #if !LIGER_GPU
 STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
-  m.def("fused_linear_cross_entropy(Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor? ce_weight, Tensor? dloss, "
-        "int ignore_index, float lse_square_scale, float label_smoothing, int reduction, float softcap, bool token_scaling, "
-        "bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw, bool needs_dbias, int compute_dtype, "
-        "int accum_dtype, int chunk_mem_const, int memory_budget) -> (Tensor loss, Tensor z_loss, Tensor accuracy, "
+  m.def("fused_linear_cross_entropy(Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor? ce_weight, "
+        "Tensor? dloss, "
+        "int ignore_index, float lse_square_scale, float label_smoothing, int reduction, float softcap, bool "
+        "token_scaling, "
+        "bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw, bool needs_dbias, int "
+        "compute_dtype, "
+        "int accum_dtype, int chunk_mem_const, int memory_budget) -> (Tensor loss, Tensor z_loss, Tensor "
+        "accuracy, "
         "Tensor predicted, Tensor dx, Tensor dweight, Tensor dbias)");
 }
 #endif

@@ -19,9 +19,11 @@
 #define LIGER_MM(name) aoti_torch_cpu_##name
 #endif
 // declared here, since the generated shim headers bring hundreds more; both are exported by torch since 2.10
-extern "C" AOTI_TORCH_EXPORT AOTITorchError LIGER_MM(mm_out)(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
-extern "C" AOTI_TORCH_EXPORT AOTITorchError LIGER_MM(addmm_out)(AtenTensorHandle out, AtenTensorHandle self, AtenTensorHandle a,
-                                                                AtenTensorHandle b, double beta, double alpha);
+extern "C" AOTI_TORCH_EXPORT AOTITorchError LIGER_MM(mm_out)(AtenTensorHandle out, AtenTensorHandle a,
+                                                             AtenTensorHandle b);
+extern "C" AOTI_TORCH_EXPORT AOTITorchError LIGER_MM(addmm_out)(AtenTensorHandle out, AtenTensorHandle self,
+                                                                AtenTensorHandle a, AtenTensorHandle b,
+                                                                double beta, double alpha);
 
 namespace liger {
 inline int32_t torch_dtype(liger_dtype t) {
@@ -35,7 +37,8 @@ inline int32_t torch_dtype(liger_dtype t) {
 inline int64_t dtype_size(liger_dtype t) { return t == LIGER_F64 ? 8 : t == LIGER_F32 ? 4 : 2; }
 
 // n_rows x n_cols of the memory of t from element `offset` on
-inline Tensor view(const Tensor &t, int64_t n_rows, int64_t n_cols, int64_t row_stride, int64_t col_stride, int64_t offset) {
+inline Tensor view(const Tensor &t, int64_t n_rows, int64_t n_cols, int64_t row_stride, int64_t col_stride,
+                   int64_t offset) {
   const int64_t sizes[2] = {n_rows, n_cols}, strides[2] = {row_stride, col_stride};
   AtenTensorHandle h;
   TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &h));
@@ -71,10 +74,12 @@ struct LinearLoss {
   Tensor dx, dw, dbias; // (0,) where not wanted
 
   LinearLoss(const char *op, const Arg &x, const Arg &w, const std::optional<Arg> &bias, liger_dtype compute,
-             const LinearLossWanted &want, int accum, int64_t memory_budget, int64_t chunk_mem_const, const Scope &scope)
-      : op(op), x(x), w(w), compute(compute), x_dtype(check_float(op, x)), w_dtype(check_float(op, w)), want(want), scope(scope),
-        n_rows(x.sizes[0]), hidden_size(x.sizes[1]), vocab_size(w.sizes[0]),
-        plan(make_plan(accum, memory_budget, chunk_mem_const)), dx(matrix(want.dx, n_rows, hidden_size, x_dtype)),
+             const LinearLossWanted &want, int accum, int64_t memory_budget, int64_t chunk_mem_const,
+             const Scope &scope)
+      : op(op), x(x), w(w), compute(compute), x_dtype(check_float(op, x)), w_dtype(check_float(op, w)),
+        want(want), scope(scope), n_rows(x.sizes[0]), hidden_size(x.sizes[1]), vocab_size(w.sizes[0]),
+        plan(make_plan(accum, memory_budget, chunk_mem_const)),
+        dx(matrix(want.dx, n_rows, hidden_size, x_dtype)),
         dw(matrix(want.dw, vocab_size, hidden_size, w_dtype)),
         dbias(empty_1d(want.dbias ? vocab_size : 0, bias ? bias->raw_dtype : x.raw_dtype, x)),
         buffer(matrix(true, plan.block_rows, vocab_size, compute)), weight(in_compute_dtype(w, w_dtype)) {
@@ -82,13 +87,15 @@ struct LinearLoss {
     const int64_t row = same ? w.strides[0] : hidden_size, col = same ? w.strides[1] : 1;
     weight_t = view(weight, hidden_size, vocab_size, col, row, 0);
     if (bias) bias_in = in_compute_dtype(*bias, bias_dtype = check_float(op, *bias));
-    if (want.dw && plan.accum_dtype != w_dtype && plan.n_blocks) accumulator = matrix(true, vocab_size, hidden_size, plan.accum_dtype);
+    if (want.dw && plan.accum_dtype != w_dtype && plan.n_blocks)
+      accumulator = matrix(true, vocab_size, hidden_size, plan.accum_dtype);
     else if (want.dw) accumulator = dw;
     if (want.dbias) bias_sum = empty_1d(vocab_size, torch_dtype(real()), x);
   }
 
   LogitsBlock logits(int64_t b) {
-    const int64_t first = b * plan.block_rows, last = first + plan.block_rows < n_rows ? first + plan.block_rows : n_rows;
+    const int64_t first = b * plan.block_rows,
+                  last = first + plan.block_rows < n_rows ? first + plan.block_rows : n_rows;
     LogitsBlock block{first, last - first, view(buffer, last - first, vocab_size, vocab_size, 1, 0), nullptr};
     block.ptr = ptr(block.logits);
     x_block = view(x.tensor, block.n_rows, hidden_size, x.strides[0], x.strides[1], first * x.strides[0]);
@@ -120,14 +127,16 @@ struct LinearLoss {
   void finish() {
     if (want.dw && !plan.n_blocks) torch::stable::zero_(dw);
     else if (want.dw && plan.accum_dtype != w_dtype)
-      convert(ptr(dw), w_dtype, ptr(accumulator), plan.accum_dtype, vocab_size, hidden_size, hidden_size, false);
+      convert(ptr(dw), w_dtype, ptr(accumulator), plan.accum_dtype, vocab_size, hidden_size, hidden_size,
+              false);
     if (want.dbias && !plan.n_blocks) torch::stable::zero_(dbias);
-    else if (want.dbias) convert(ptr(dbias), bias_dtype, ptr(bias_sum), real(), 1, vocab_size, vocab_size, false);
+    else if (want.dbias)
+      convert(ptr(dbias), bias_dtype, ptr(bias_sum), real(), 1, vocab_size, vocab_size, false);
   }
 
 private:
-  Tensor buffer;             // (block_rows, vocab_size), the only memory for logits
-  Tensor weight, weight_t;   // W and its transpose, in the products' dtype
+  Tensor buffer;           // (block_rows, vocab_size), the only memory for logits
+  Tensor weight, weight_t; // W and its transpose, in the products' dtype
   std::optional<Tensor> bias_in;
   liger_dtype bias_dtype = LIGER_F32;
   Tensor x_block, accumulator, bias_sum;
@@ -148,7 +157,8 @@ private:
     a.compute_dtype = compute;
     a.w_dtype = w_dtype;
     liger_linear_loss_plan_result p{};
-    if (liger_linear_loss_plan(&a, &p) != LIGER_OK) fail(op, "memory_budget is ", memory_budget, ", expected bytes, not negative");
+    if (liger_linear_loss_plan(&a, &p) != LIGER_OK)
+      fail(op, "memory_budget is ", memory_budget, ", expected bytes, not negative");
     return p;
   }
 
@@ -157,8 +167,8 @@ private:
     return wanted ? empty(sizes, 2, torch_dtype(t), x) : empty_1d(0, torch_dtype(t), x);
   }
 
-  void convert(void *dst, liger_dtype dst_dtype, const void *src, liger_dtype src_dtype, int64_t n_rows, int64_t n_cols,
-               int64_t src_row_stride, bool add) const {
+  void convert(void *dst, liger_dtype dst_dtype, const void *src, liger_dtype src_dtype, int64_t n_rows,
+               int64_t n_cols, int64_t src_row_stride, bool add) const {
     liger_convert_args a{};
     a.dst = dst;
     a.src = src;
@@ -191,10 +201,13 @@ private:
       return;
     }
 #if LIGER_GPU
-    if (gemm_into_f32(op, (float *)ptr(accumulator), block.ptr, Arg(x_block, "x"), compute, block.n_rows, vocab_size, hidden_size, !first)) return;
+    if (gemm_into_f32(op, (float *)ptr(accumulator), block.ptr, Arg(x_block, "x"), compute, block.n_rows,
+                      vocab_size, hidden_size, !first))
+      return;
 #endif
     if (plan.widen_block) {
-      const Tensor d = matrix(true, block.n_rows, vocab_size, LIGER_F32), xs = matrix(true, block.n_rows, hidden_size, LIGER_F32);
+      const Tensor d = matrix(true, block.n_rows, vocab_size, LIGER_F32),
+                   xs = matrix(true, block.n_rows, hidden_size, LIGER_F32);
       const Rows rx = rows(Arg(x_block, "x"));
       convert(ptr(d), LIGER_F32, block.ptr, compute, block.n_rows, vocab_size, vocab_size, false);
       convert(ptr(xs), LIGER_F32, rx.ptr, compute, block.n_rows, hidden_size, rx.row_stride, false);
@@ -213,7 +226,8 @@ private:
       const int64_t n = v + slice < vocab_size ? slice : vocab_size - v;
       const Tensor product = view(scratch, n, hidden_size, hidden_size, 1, 0);
       mm(product, view(block.logits, n, block.n_rows, 1, vocab_size, v), x_block);
-      convert((float *)ptr(accumulator) + v * hidden_size, LIGER_F32, ptr(product), compute, n, hidden_size, hidden_size, !first);
+      convert((float *)ptr(accumulator) + v * hidden_size, LIGER_F32, ptr(product), compute, n, hidden_size,
+              hidden_size, !first);
     }
   }
 
@@ -226,7 +240,8 @@ private:
     a.add = block.first != 0;
     a.x_dtype = compute;
 #if LIGER_GPU
-    const Tensor workspace = empty_1d(liger_bias_grad_workspace_cuda(block.n_rows, vocab_size) / 4, aoti_torch_dtype_float32(), x);
+    const Tensor workspace = empty_1d(liger_bias_grad_workspace_cuda(block.n_rows, vocab_size) / 4,
+                                      aoti_torch_dtype_float32(), x);
     a.workspace = ptr(workspace);
 #endif
     launch(op, LIGER_FN(bias_grad), a, scope, vocab_size, block.n_rows);

@@ -12,15 +12,18 @@ extern "C" AOTI_TORCH_EXPORT AOTITorchError torch_get_current_cuda_blas_handle(v
 namespace liger {
 // C (vocab_size, hidden_size) fp32 = [C +] D^T X, with D (n_rows, vocab_size) dense and X (n_rows, hidden_size), both `dtype`.
 // False: not possible here, and nothing was done.
-inline bool gemm_into_f32(const char *op, float *C, const void *D, const Arg &X, liger_dtype dtype, int64_t n_rows,
-                          int64_t vocab_size, int64_t hidden_size, bool add) {
-  typedef int (*Gemm)(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int, int, const void *,
-                      void *, int, int, int, int);
+inline bool gemm_into_f32(const char *op, float *C, const void *D, const Arg &X, liger_dtype dtype,
+                          int64_t n_rows, int64_t vocab_size, int64_t hidden_size, bool add) {
+  typedef int (*Gemm)(void *, int, int, int, int, int, const void *, const void *, int, int, const void *,
+                      int, int, const void *, void *, int, int, int, int);
   static const Gemm gemm = (Gemm)dlsym(RTLD_DEFAULT, "cublasGemmEx");
   constexpr int64_t most = 0x7fffffff; // cuBLAS counts in int
-  if (!gemm || n_rows < 1 || vocab_size < 1 || hidden_size < 1 || n_rows > most || vocab_size > most || hidden_size > most)
+  if (!gemm || n_rows < 1 || vocab_size < 1 || hidden_size < 1 || n_rows > most || vocab_size > most ||
+      hidden_size > most)
     return false;
-  const Arg x = X.strides[1] == 1 && X.strides[0] >= hidden_size && X.strides[0] <= most ? X : Arg(dense_copy(X.tensor), "x");
+  const Arg x = X.strides[1] == 1 && X.strides[0] >= hidden_size && X.strides[0] <= most
+                    ? X
+                    : Arg(dense_copy(X.tensor), "x");
   const int64_t ld = x.sizes[0] > 1 ? x.strides[0] : hidden_size;
   void *handle;
   TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
@@ -28,8 +31,9 @@ inline bool gemm_into_f32(const char *op, float *C, const void *D, const Arg &X,
   const int type = dtype == LIGER_BF16 ? R_16BF : R_16F;
   const float one = 1.0f, beta = add ? 1.0f : 0.0f;
   // column-major: C^T (hidden, vocab) = X^T (hidden, n_rows) times D (n_rows, vocab)
-  const int status = gemm(handle, OP_N, OP_T, (int)hidden_size, (int)vocab_size, (int)n_rows, &one, x.ptr, type, (int)ld, D, type,
-                          (int)vocab_size, &beta, C, R_32F, (int)hidden_size, COMPUTE_32F, ALGO_DEFAULT);
+  const int status = gemm(handle, OP_N, OP_T, (int)hidden_size, (int)vocab_size, (int)n_rows, &one, x.ptr,
+                          type, (int)ld, D, type, (int)vocab_size, &beta, C, R_32F, (int)hidden_size,
+                          COMPUTE_32F, ALGO_DEFAULT);
   if (status != 0) fail(op, "cublasGemmEx failed with status ", status);
   return true;
 }

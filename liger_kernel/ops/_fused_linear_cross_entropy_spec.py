@@ -1,4 +1,4 @@
-"""What `SPEC` of fused_linear_cross_entropy holds beside the entry point: reference, samples, errors, benchmark cases."""
+"""What fused_linear_cross_entropy's `SPEC` holds beside the entry point: reference, samples, cases."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ DEFAULTS = dict(
 
 
 def _token_scaled(z, target, ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction):
-    """Rows times the detached probability of their target; the denominators of "mean" stay as they are. -> loss, z_loss"""
+    """(loss, z_loss), rows times their target's detached probability; the denominators of "mean" stay."""
     valid = target != ignore_index
     y = torch.where(valid, target, 0)
     t = torch.softmax(z, -1).gather(1, y[:, None])[:, 0].detach()
@@ -70,12 +70,24 @@ def fused_linear_cross_entropy_ref(
     dtype = torch.promote_types(_input.dtype, weight.dtype)
     logits = F.linear(_input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     loss, z_loss, accuracy, predicted = cross_entropy_ref(
-        logits, target, ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap, True, True, True
+        logits,
+        target,
+        ce_weight,
+        ignore_index,
+        lse_square_scale,
+        label_smoothing,
+        reduction,
+        softcap,
+        True,
+        True,
+        True,
     )
     if use_token_scaling:
         z = upcast(logits)
         z = z if softcap is None else softcap * torch.tanh(z / softcap)
-        loss, z_loss = _token_scaled(z, target, ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction)
+        loss, z_loss = _token_scaled(
+            z, target, ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction
+        )
     return only_wanted(
         (
             loss,
@@ -86,7 +98,9 @@ def fused_linear_cross_entropy_ref(
     )
 
 
-def _sample(n, h, v, bias=False, ce_weight=False, ignored=0.0, x_grad=True, w_grad=True, scale=0.3, **options):
+def _sample(
+    n, h, v, bias=False, ce_weight=False, ignored=0.0, x_grad=True, w_grad=True, scale=0.3, **options
+):
     name = f"{n}x{h}x{v}" + "".join(f"-{k}_{o}" for k, o in options.items()) + ("-bias" if bias else "")
     name += ("-ce_weight" if ce_weight else "") + (f"-ignored_{ignored}" if ignored else "")
     name += ("" if x_grad else "-frozen_input") + ("" if w_grad else "-frozen_weight")
@@ -111,8 +125,12 @@ _cut = 3 * 45 * 8  # a budget of three rows of 45 logits in float64, six in floa
 
 
 def _raw(args):
-    x, weight, target, bias = (args[k].detach() if args[k] is not None else None for k in ("_input", "weight", "target", "bias"))
-    code = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}[torch.promote_types(x.dtype, weight.dtype)]
+    x, weight, target, bias = (
+        args[k].detach() if args[k] is not None else None for k in ("_input", "weight", "target", "bias")
+    )
+    code = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}[
+        torch.promote_types(x.dtype, weight.dtype)
+    ]
     ce_weight = torch.ones(weight.shape[0], device=x.device, dtype=accum(x))
     rows = torch.ones(x.shape[0], device=x.device, dtype=accum(x))
     op = torch.ops.liger.fused_linear_cross_entropy.default
@@ -135,14 +153,37 @@ SPEC_FIELDS = dict(
     ref=fused_linear_cross_entropy_ref,
     samples=(
         _base,
-        *(_sample(*shape) for shape in [(0, 16, 45), (1, 1, 1), (1, 8, 33), (7, 3, 2), (33, 65, 129), (5, 24, 2049), (130, 512, 70)]),
+        *(
+            _sample(*shape)
+            for shape in [
+                (0, 16, 45),
+                (1, 1, 1),
+                (1, 8, 33),
+                (7, 3, 2),
+                (33, 65, 129),
+                (5, 24, 2049),
+                (130, 512, 70),
+            ]
+        ),
         *(_sample(n, 16, 45, bias=True, ignored=0.3, memory_budget=_cut) for n in (1, 12, 13, 50, 300)),
         _sample(7, 16, 45, memory_budget=1),  # row by row
         _sample(40, 16, 45, memory_budget=_cut, accum_dtype=torch.float32),
         _sample(90, 512, 45, scale=0.05, memory_budget=_cut),
-        *(_sample(29, 16, 45, True, True, 0.3, reduction=r, memory_budget=_cut, **_terms, **_all) for r in ("mean", "sum", "none")),
         *(
-            _sample(29, 16, 45, ignored=0.3, reduction=r, memory_budget=_cut, use_token_scaling=True, lse_square_scale=1e-2)
+            _sample(29, 16, 45, True, True, 0.3, reduction=r, memory_budget=_cut, **_terms, **_all)
+            for r in ("mean", "sum", "none")
+        ),
+        *(
+            _sample(
+                29,
+                16,
+                45,
+                ignored=0.3,
+                reduction=r,
+                memory_budget=_cut,
+                use_token_scaling=True,
+                lse_square_scale=1e-2,
+            )
             for r in ("mean", "sum", "none")
         ),
         _sample(29, 16, 45, bias=True, x_grad=False, memory_budget=_cut),
@@ -172,7 +213,10 @@ SPEC_FIELDS = dict(
         (r"x has shape \(3, 3, 16\), expected two dimensions", {"_input": T((3, 3, 16))}),
         (r"target has shape \(8,\), expected \(9,\)", {"target": T((8,), "index", grad=False, high=45)}),
         (r"target has dtype float", {"target": T((9,), "fp32", grad=False)}),
-        (r"target\[\d\] is \d+, expected a value in \[0, 45\)", {"target": T((9,), "index", grad=False, low=45, high=99)}),
+        (
+            r"target\[\d\] is \d+, expected a value in \[0, 45\)",
+            {"target": T((9,), "index", grad=False, low=45, high=99)},
+        ),
         (r"bias has shape \(44,\), expected \(45,\)", {"bias": T((44,), "w")}),
         (r"ce_weight has shape \(44,\), expected \(45,\)", {"ce_weight": T((44,), "fp32", grad=False)}),
         (r"reduction is 'batchmean', expected", {"reduction": "batchmean"}),
@@ -187,7 +231,11 @@ SPEC_FIELDS = dict(
     ),
     cases={
         "cpu": (_case("flce", 1024, 768, 32000),),
-        "cuda": (_case("A", 8192, 4096, 128256), _case("B", 16384, 2048, 128256), _case("C", 4096, 4096, 32000)),
+        "cuda": (
+            _case("A", 8192, 4096, 128256),
+            _case("B", 16384, 2048, 128256),
+            _case("C", 4096, 4096, 32000),
+        ),
     },
     grad_factor=3.0,
     big=_sample(9, 64, 1024, ignored=0.3, reduction="sum"),
@@ -197,5 +245,5 @@ SPEC_FIELDS = dict(
         _sample(5, 3, 7, True, True, 0.3, reduction="none", memory_budget=2 * 7 * 8, **_terms),
         _sample(4, 3, 5, reduction="sum"),
     ),
-    notes="any mixture of dtypes, bias, frozen head or input, token scaling; logits bounded by the memory budget",
+    notes="any dtypes, bias, frozen head or input, token scaling; logits bounded by the memory budget",
 )

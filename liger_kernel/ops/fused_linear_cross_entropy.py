@@ -1,14 +1,16 @@
-"""Cross entropy of x W^T + b without the logits in memory: fakes, autograd, and the helpers that other programs wrap.
+"""Cross entropy of x W^T + b without the logits in memory: fakes, autograd, helpers that others wrap.
 
-The rows' loss is cross_entropy's (ops/cross_entropy.py has the equations), on logits that exist one block at a time:
+The rows' loss is cross_entropy's (ops/cross_entropy.py has the equations), on logits that exist one block at
+a time:
 
     logits_b = x_b W^T + b        block b of rows, in one reused buffer, bounded by the memory budget
     logits_b -> dlogits_b         loss and gradient of the rows, in place
     dx_b = dlogits_b W,   dW += dlogits_b^T x_b,   db += column sums of dlogits_b
 
-for reduction "mean" and "sum" in forward, whose gradients backward scales; for "none", and where a gradient is float16, whose
-range the incoming gradient (a loss scale) must reach before the rounding, in backward, from recomputed logits.
-The loop is one operator. Its plan: ops/linear_loss.py. Reference and spec: _fused_linear_cross_entropy_spec.py.
+for reduction "mean" and "sum" in forward, whose gradients backward scales; for "none", and where a gradient
+is float16, whose range the incoming gradient (a loss scale) must reach before the rounding, in backward, from
+recomputed logits. The loop is one operator. Its plan: ops/linear_loss.py. Reference and spec:
+_fused_linear_cross_entropy_spec.py.
 """
 
 import torch
@@ -73,7 +75,7 @@ def _(
 
 
 def _products_dtype(x, weight):
-    """What the products are computed in: autocast's dtype under autocast, else the dtype that holds both operands."""
+    """What products are computed in: autocast's dtype under autocast, else what holds both operands."""
     device = x.device.type
     dtype = torch.promote_types(x.dtype, weight.dtype)
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
@@ -84,12 +86,15 @@ def _products_dtype(x, weight):
 def _check_call(x, weight, target, ignore_index, accum_dtype, ce_impl, ce_mode, chunk_mem_const):
     for name, value in (("ce_impl", ce_impl), ("ce_mode", ce_mode)):
         if value not in (None, "liger", "default"):
-            raise ValueError(f"{name} is {value!r}, expected None, 'liger' or 'default': there is one implementation here")
+            raise ValueError(
+                f"{name} is {value!r}, expected None, 'liger' or 'default': there is one implementation here"
+            )
     if isinstance(chunk_mem_const, bool) or not isinstance(chunk_mem_const, int) or chunk_mem_const < 1:
         raise ValueError(f"chunk_mem_const is {chunk_mem_const!r}, expected an int, at least 1")
     if accum_dtype not in (None, torch.float32, x.dtype, weight.dtype):
         raise ValueError(
-            f"accum_dtype is {accum_dtype}, expected None, torch.float32 or the dtype of the input ({x.dtype}) or weight"
+            f"accum_dtype is {accum_dtype}, expected None, torch.float32 "
+            f"or the dtype of _input ({x.dtype}) or weight ({weight.dtype})"
         )
     if weight.dim() == 2:  # else the operator says so
         check_labels("fused_linear_cross_entropy", target, weight.shape[0], ignore_index)
@@ -122,18 +127,22 @@ def fused_linear_cross_entropy_forward(
     bias_requires_grad=None,
     products_dtype=None,
 ):
-    """Upstream's helper: (loss, z_loss, token_accuracy, predicted_tokens, grad_input, grad_weight, grad_bias), None where not wanted.
+    """As upstream's: (loss, z_loss, token_accuracy, predicted_tokens, grad_input, grad_weight, grad_bias).
 
-    compute_gradients: None makes the gradients that the tensors' requires_grad asks for, False none; the *_requires_grad override the
-    tensors' own. token_grad_output: the incoming gradient, one value or one per row; None is 1. The gradients are functional
-    results: nothing is written to an argument. products_dtype: what the products are computed in; None: see `_products_dtype`.
+    None stands where something is not wanted.
+
+    compute_gradients: None makes the gradients that the tensors' requires_grad asks for, False none; the
+    *_requires_grad override the tensors' own. token_grad_output: the incoming gradient, one value or one per
+    row; None is 1. The gradients are functional results: nothing is written to an argument. products_dtype:
+    what the products are computed in; None: see `_products_dtype`.
     """
     check_options(reduction, label_smoothing, softcap)
     _check_call(_input, weight, target, ignore_index, accum_dtype, ce_impl, ce_mode, chunk_mem_const)
     dtype = products_dtype or _products_dtype(_input, weight)
     if dtype not in DTYPE_CODES:
         raise ValueError(
-            f"_input has dtype {_input.dtype} and weight {weight.dtype}, expected float32, bfloat16, float16 or float64"
+            f"_input has dtype {_input.dtype} and weight {weight.dtype}, "
+            "expected float32, bfloat16, float16 or float64"
         )
     real = torch.float64 if dtype == torch.float64 else torch.float32
     if ce_weight is not None:
@@ -173,26 +182,34 @@ def fused_linear_cross_entropy_forward(
 
 
 def fused_linear_cross_entropy_backward(grad_output, grad_input, grad_weight, grad_bias):
-    """Upstream's helper: the forward's gradients times grad_output. Called in a backward that frees its graph it works in place."""
-    return tuple(g if g is None else scale_saved(g, grad_output) for g in (grad_input, grad_weight, grad_bias))
+    """As upstream's: the gradients times grad_output; in place in a backward that frees its graph."""
+    return tuple(
+        g if g is None else scale_saved(g, grad_output) for g in (grad_input, grad_weight, grad_bias)
+    )
 
 
 class LigerFusedLinearCrossEntropyFunction(torch.autograd.Function):
-    """(loss, z_loss, token_accuracy, predicted_tokens), None where not asked for; differentiable in _input, weight and bias.
+    """(loss, z_loss, token_accuracy, predicted_tokens), differentiable in _input, weight and bias.
 
-    _input: (n_rows, hidden_size), weight: (vocab_size, hidden_size), bias: (vocab_size,) or None: float32, bfloat16, float16 (float64 on
-    the CPU) in any mixture and with any strides; each gradient comes back in its own tensor's dtype, also under autocast.
-    target: (n_rows,) int64, class indices or ignore_index. ce_weight: (vocab_size,) class weights, or None. The outputs are those of
-    `LigerCrossEntropyFunction` on the logits; use_token_scaling multiplies a row's loss by its target's detached probability.
+    None stands where something is not asked for.
 
-    accum_dtype: what the weight gradient is added up in over the blocks, at least; None lets the plan choose. memory_budget: bytes that a
-    block of logits may take; None: `liger_kernel.get_memory_budget()`. chunk_mem_const above 1 asks for blocks of about that
-    many times _input's size, within the budget; 1 leaves the size to the plan. ce_impl, ce_mode: None, "liger" or "default".
-    Raises RuntimeError for a wrong device, dtype or size and, on the CPU, for a label out of range (on a GPU its loss is NaN, or
-    an error under LIGER_DEBUG=1); ValueError for an option out of its range.
+    _input: (n_rows, hidden_size), weight: (vocab_size, hidden_size), bias: (vocab_size,) or None: float32,
+    bfloat16, float16 (float64 on the CPU) in any mixture and with any strides; each gradient comes back in
+    its own tensor's dtype, also under autocast. target: (n_rows,) int64, class indices or ignore_index.
+    ce_weight: (vocab_size,) class weights, or None. The outputs are those of `LigerCrossEntropyFunction` on
+    the logits; use_token_scaling multiplies a row's loss by its target's detached probability.
+
+    accum_dtype: what the weight gradient is added up in over the blocks, at least; None lets the plan choose.
+    memory_budget: bytes that a block of logits may take; None: `liger_kernel.get_memory_budget()`.
+    chunk_mem_const above 1 asks for blocks of about that many times _input's size, within the budget; 1
+    leaves the size to the plan. ce_impl, ce_mode: None, "liger" or "default". Raises RuntimeError for a wrong
+    device, dtype or size and, on the CPU, for a label out of range (on a GPU its loss is NaN, or an error
+    under LIGER_DEBUG=1); ValueError for an option out of its range.
     """
 
-    supports_inner_impl_dispatch = True  # `liger_fused_linear_cross_entropy` and its callers pass chunk_mem_const on
+    supports_inner_impl_dispatch = (
+        True  # `liger_fused_linear_cross_entropy` and its callers pass chunk_mem_const on
+    )
 
     @classmethod
     def apply(cls, _input, weight, target, bias=None, *args):
@@ -225,7 +242,12 @@ class LigerFusedLinearCrossEntropyFunction(torch.autograd.Function):
         memory_budget=None,
     ):
         products_dtype = _products_dtype(_input, weight)
-        half = torch.float16 in (products_dtype, _input.dtype, weight.dtype, *(() if bias is None else (bias.dtype,)))
+        half = torch.float16 in (
+            products_dtype,
+            _input.dtype,
+            weight.dtype,
+            *(() if bias is None else (bias.dtype,)),
+        )
         ctx.deferred = reduction == "none" or half
         needs = ctx.needs_input_grad
         ctx.options = dict(
@@ -335,7 +357,7 @@ def _forward_only(
 
 
 def liger_fused_linear_cross_entropy_apply(_input, weight, target, bias=None, *args):
-    """The Function's `apply`, in a form that torch.compile traces too: without grad, no gradient is computed."""
+    """The Function's `apply`, in a form that torch.compile traces too: no gradient without grad."""
     if _wants_grad(_input, weight, bias):
         return LigerFusedLinearCrossEntropyFunction.apply(_input, weight, target, bias, *args)
     return _forward_only(_input, weight, target, bias, *args)

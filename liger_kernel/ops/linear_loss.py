@@ -1,8 +1,9 @@
-"""The plan and the memory budget of the linear losses: how a loss over a vocabulary is cut into blocks of logits.
+"""The plan and the memory budget of the linear losses: how a loss is cut into blocks of logits.
 
-`plan(...)` is the C function that the operators themselves ask (csrc/kernels/linear_loss_plan.c has the rules and their reasons):
-pure, so one can see beforehand what a call will do. The budget bounds the one buffer of logits that a call uses; gradients,
-and an accumulator where the plan asks for one, come on top and are reported apart.
+`plan(...)` is the C function that the operators themselves ask (csrc/kernels/linear_loss_plan.c has the rules
+and their reasons): pure, so one can see beforehand what a call will do. The budget bounds the one buffer of
+logits that a call uses; gradients, and an accumulator where the plan asks for one, come on top and are
+reported apart.
 """
 
 import ctypes
@@ -17,7 +18,12 @@ from .. import _load
 __all__ = ["set_memory_budget", "get_memory_budget"]
 
 DEFAULT_BUDGET = 256 * 2**20
-DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # liger_dtype in csrc/liger.h
+DTYPE_CODES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.float64: 3,
+}  # liger_dtype in csrc/liger.h
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 AUTO = -1
 
@@ -43,8 +49,8 @@ _budget = _budget_from_environment()
 def set_memory_budget(n_bytes):
     """Bounds the buffer of logits that a linear loss may use, in bytes; None restores the default (256 MiB).
 
-    LIGER_MEMORY_BUDGET sets it at start. Larger blocks are faster, up to a point: on an H200 256 MiB cost 6 % over no bound at all.
-    Raises ValueError unless n_bytes is a positive int.
+    LIGER_MEMORY_BUDGET sets it at start. Larger blocks are faster, up to a point: on an H200 256 MiB cost 6 %
+    over no bound at all. Raises ValueError unless n_bytes is a positive int.
     """
     global _budget
     _budget = DEFAULT_BUDGET if n_bytes is None else _checked_budget(n_bytes, "n_bytes")
@@ -59,12 +65,13 @@ _too_small = set()
 
 
 def resolve_budget(memory_budget, row_bytes):
-    """The budget of one call: its own argument, or the process's. Warns once if not even one row of `row_bytes` fits."""
+    """The budget of one call: its own, or the process's. Warns once if no row of `row_bytes` fits."""
     budget = _budget if memory_budget is None else _checked_budget(memory_budget, "memory_budget")
     if not torch.compiler.is_compiling() and row_bytes > budget and not _too_small:
         _too_small.add(budget)
         warnings.warn(
-            f"memory_budget is {budget} bytes and one row of logits takes {row_bytes}: the loss goes row by row, which is slow.",
+            f"memory_budget is {budget} bytes and one row of logits takes {row_bytes}: "
+            "the loss goes row by row, which is slow.",
             stacklevel=3,
         )
     return budget
@@ -74,13 +81,12 @@ def resolve_budget(memory_budget, row_bytes):
 class Plan:
     """How a linear loss is cut: what `plan` answers.
 
-    loop_order    "token" (blocks of rows) or "vocabulary" (blocks of columns after a statistics pass; not chosen yet)
-    block_rows    rows of a block; the last may have fewer
-    n_blocks      how many blocks
-    block_bytes   what the block's buffers take, at most the budget (unless one row takes more)
-    accum_bytes   what the accumulator of the weight gradient takes beside the gradient itself
-    accum_dtype   what the weight gradient is added up in
-    widen_block   whether dlogits are copied to float32 for the weight gradient's product
+    loop_order    "token" (blocks of rows) or "vocabulary" (blocks of columns after a statistics pass; not
+    chosen yet) block_rows    rows of a block; the last may have fewer n_blocks      how many blocks
+    block_bytes   what the block's buffers take, at most the budget (unless one row takes more) accum_bytes
+    what the accumulator of the weight gradient takes beside the gradient itself accum_dtype   what the weight
+    gradient is added up in widen_block   whether dlogits are copied to float32 for the weight gradient's
+    product
     """
 
     loop_order: str
@@ -123,11 +129,11 @@ def plan(
     memory_budget=None,
     device="cpu",
 ):
-    """How a linear loss of x (n_rows, hidden_size) and weight (vocab_size, hidden_size) is cut into blocks: a `Plan`.
+    """A `Plan`: how the loss of x (n_rows, hidden_size), weight (vocab_size, hidden_size) is cut into blocks.
 
-    dtype: what the products are computed in. weight_dtype: that of the weight, if another. accum_dtype: None, or what the caller insists
-    on for the weight gradient. chunk_mem_const: above 1, blocks of about that many times x's size. device: "cpu" or "cuda".
-    Raises ValueError for a negative size or an unknown dtype.
+    dtype: what the products are computed in. weight_dtype: that of the weight, if another. accum_dtype: None,
+    or what the caller insists on for the weight gradient. chunk_mem_const: above 1, blocks of about that many
+    times x's size. device: "cpu" or "cuda". Raises ValueError for a negative size or an unknown dtype.
     """
     for name, t in (("dtype", dtype), ("weight_dtype", weight_dtype), ("accum_dtype", accum_dtype)):
         if t is not None and t not in DTYPE_CODES:
@@ -138,11 +144,24 @@ def plan(
     accum = AUTO if accum_dtype is None else DTYPE_CODES[accum_dtype]
     w_code = code if weight_dtype is None else DTYPE_CODES[weight_dtype]
     on_gpu = torch.device(device).type != "cpu"
-    args = _Args(n_rows, hidden_size, vocab_size, budget, chunk_mem_const, needs_dx, needs_dw, on_gpu, accum, code, w_code)
+    args = _Args(
+        n_rows,
+        hidden_size,
+        vocab_size,
+        budget,
+        chunk_mem_const,
+        needs_dx,
+        needs_dw,
+        on_gpu,
+        accum,
+        code,
+        w_code,
+    )
     r = _Result()
     if library.liger_linear_loss_plan(ctypes.byref(args), ctypes.byref(r)) != 0:
         raise ValueError(
-            f"sizes are {n_rows}, {hidden_size}, {vocab_size} and memory_budget is {budget}: expected none to be negative"
+            f"sizes are {n_rows}, {hidden_size}, {vocab_size} and memory_budget is {budget}: "
+            "expected none to be negative"
         )
     return Plan(
         ("token", "vocabulary")[r.loop_order],

@@ -29,17 +29,18 @@ def liger_fused_linear_cross_entropy(
     chunk_mem_const=1,
     memory_budget=None,
 ):
-    """`liger_cross_entropy(input @ weight.T + bias, target, ...)`, with only a block of the logits in memory at a time.
+    """`liger_cross_entropy(input @ weight.T + bias, target, ...)`, a block of the logits at a time.
 
-    input: (n_rows, hidden_size), weight: (vocab_size, hidden_size), bias: (vocab_size,) or None, target: (n_rows,) int64 class indices or
-    ignore_index; float32, bfloat16, float16 (float64 on the CPU) in any mixture. ce_weight: (vocab_size,) class weights, or None.
-    Gradients are made in forward for "mean" and "sum", and only those that somebody wants: none under no_grad, none for a frozen
-    weight or a frozen input. use_token_scaling multiplies a row's loss by its target's probability, as a constant.
-    accum_dtype: what the weight gradient is added up in, at least (None: the plan keeps its error within three times eager's own);
-    memory_budget: bytes that a block of logits may take (None: `liger_kernel.get_memory_budget()`, 256 MiB unless set); chunk_mem_const
-    above 1: smaller blocks, of about that many times the input's size.
-    Returns the loss, float32 (float64 for float64), or a `CrossEntropyOutput` as soon as a return_* flag is set.
-    Raises as `LigerFusedLinearCrossEntropyFunction` does. Source: arXiv:2410.10989.
+    input: (n_rows, hidden_size), weight: (vocab_size, hidden_size), bias: (vocab_size,) or None, target:
+    (n_rows,) int64 class indices or ignore_index; float32, bfloat16, float16 (float64 on the CPU) in any
+    mixture. ce_weight: (vocab_size,) class weights, or None. Gradients are made in forward for "mean" and
+    "sum", and only those that somebody wants: none under no_grad, none for a frozen weight or a frozen input.
+    use_token_scaling multiplies a row's loss by its target's probability, as a constant. accum_dtype: what
+    the weight gradient is added up in, at least (None: the plan keeps its error within three times eager's
+    own); memory_budget: bytes that a block of logits may take (None: `liger_kernel.get_memory_budget()`, 256
+    MiB unless set); chunk_mem_const above 1: smaller blocks, of about that many times the input's size.
+    Returns the loss, float32 (float64 for float64), or a `CrossEntropyOutput` as soon as a return_* flag is
+    set. Raises as `LigerFusedLinearCrossEntropyFunction` does. Source: arXiv:2410.10989.
     """
     wanted = (return_z_loss, accum_dtype, use_token_scaling, return_token_accuracy, return_predicted_tokens)
     options = (ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
@@ -51,9 +52,12 @@ def liger_fused_linear_cross_entropy(
 
 
 class LigerFusedLinearCrossEntropyLoss(nn.Module):
-    """`liger_fused_linear_cross_entropy` with its options fixed. Called with the weight first: (lin_weight, _input, target, bias).
+    """`liger_fused_linear_cross_entropy` with its options fixed.
 
-    Raises ValueError for a label_smoothing outside [0, 1], an unknown reduction, a softcap that is not positive.
+    Called with the weight first: (lin_weight, _input, target, bias).
+
+    Raises ValueError for a label_smoothing outside [0, 1], an unknown reduction, a softcap that is not
+    positive.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
     def extra_repr(self):
         return (
             f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, "
-            f"lse_square_scale={self.lse_square_scale}, softcap={self.softcap}, reduction={self.reduction!r}, "
-            f"accum_dtype={self.accum_dtype}, use_token_scaling={self.use_token_scaling}"
+            f"lse_square_scale={self.lse_square_scale}, softcap={self.softcap}, "
+            f"reduction={self.reduction!r}, accum_dtype={self.accum_dtype}, "
+            f"use_token_scaling={self.use_token_scaling}"
         )
