@@ -6,8 +6,9 @@
 
 #include "liger_torch.h"
 
-// shim.h hides this behind USE_CUDA
-extern "C" AOTI_TORCH_EXPORT AOTITorchError torch_get_current_cuda_blas_handle(void **handle);
+// shim.h hides this behind USE_CUDA. Weak: a torch built for HIP may be without it, and our library must load there too.
+extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError
+torch_get_current_cuda_blas_handle(void **handle);
 
 namespace liger {
 // C (vocab_size, hidden_size) fp32 = [C +] D^T X, with D (n_rows, vocab_size) dense and X (n_rows, hidden_size), both `dtype`.
@@ -18,8 +19,8 @@ inline bool gemm_into_f32(const char *op, float *C, const void *D, const Arg &X,
                       int, int, const void *, void *, int, int, int, int);
   static const Gemm gemm = (Gemm)dlsym(RTLD_DEFAULT, "cublasGemmEx");
   constexpr int64_t most = 0x7fffffff; // cuBLAS counts in int
-  if (!gemm || n_rows < 1 || vocab_size < 1 || hidden_size < 1 || n_rows > most || vocab_size > most ||
-      hidden_size > most)
+  if (!gemm || !torch_get_current_cuda_blas_handle || n_rows < 1 || vocab_size < 1 || hidden_size < 1 ||
+      n_rows > most || vocab_size > most || hidden_size > most)
     return false;
   const Arg x = X.strides[1] == 1 && X.strides[0] >= hidden_size && X.strides[0] <= most
                     ? X
