@@ -17,12 +17,12 @@ typedef struct {
 } row_stats;
 
 /* z[0..n) = logits [c, c + n) of a row, softcapped */
-static void load_logits(const liger_cross_entropy_args *a, int64_t row, int64_t c, int64_t n, real *restrict z) {
+static void load_logits(const liger_cross_entropy_args *a, int64_t row, int64_t c, int64_t n,
+                        real *restrict z) {
   load_row(z, a->X, row * a->X_row_stride + c, n, a->x_dtype);
   if (a->softcap != 0) {
     const real cap = (real)a->softcap, inv = 1 / cap;
-    for (int64_t i = 0; i < n; i++)
-      z[i] = cap * tanh_real(z[i] * inv);
+    for (int64_t i = 0; i < n; i++) z[i] = cap * tanh_real(z[i] * inv);
   }
 }
 
@@ -38,8 +38,7 @@ static row_stats read_row(const liger_cross_entropy_args *a, int64_t row, int wa
     const real m = s.softmax.m, ref = softmax_ref(m);
     if (want_argmax && m > m_before) {
       int64_t i = 0;
-      while (z[i] != m)
-        i++;
+      while (z[i] != m) i++;
       s.argmax = c + i;
     }
     if (a->label_smoothing != 0) { /* relative to the maximum, so that logits around 1e4 do not cancel */
@@ -53,8 +52,7 @@ static row_stats read_row(const liger_cross_entropy_args *a, int64_t row, int wa
         }
       } else {
 #pragma omp simd reduction(+ : wz)
-        for (int64_t i = 0; i < n; i++)
-          wz += z[i] - ref;
+        for (int64_t i = 0; i < n; i++) wz += z[i] - ref;
         w_tile = (real)n;
       }
       s.wz += wz - w_before * (ref - softmax_ref(m_before));
@@ -66,54 +64,48 @@ static row_stats read_row(const liger_cross_entropy_args *a, int64_t row, int wa
 
 static void fill_gradient(const liger_cross_entropy_args *a, int64_t row, real value) {
   real dz[CE_TILE];
-  for (int64_t i = 0; i < CE_TILE; i++)
-    dz[i] = value;
+  for (int64_t i = 0; i < CE_TILE; i++) dz[i] = value;
   for (int64_t c = 0; c < a->n_cols; c += CE_TILE)
-    store_row(a->dX, row * a->dX_row_stride + c, dz, a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE, a->x_dtype);
+    store_row(a->dX, row * a->dX_row_stride + c, dz, a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE,
+              a->x_dtype);
 }
 
 /* the outputs of a row that has no loss of its own: value 0 for an ignored row, NaN for a label out of range */
 static void fill_row(const liger_cross_entropy_args *a, int64_t row, real value) {
   ((real *)a->loss)[row] = value;
-  if (a->z_loss)
-    ((real *)a->z_loss)[row] = value;
-  if (a->accuracy)
-    ((real *)a->accuracy)[row] = value;
-  if (a->predicted)
-    a->predicted[row] = -1;
-  if (a->dX)
-    fill_gradient(a, row, value);
+  if (a->z_loss) ((real *)a->z_loss)[row] = value;
+  if (a->accuracy) ((real *)a->accuracy)[row] = value;
+  if (a->predicted) a->predicted[row] = -1;
+  if (a->dX) fill_gradient(a, row, value);
 }
 
 /* dX_i = (p_scale p_i - w_scale w_i) (1 - (z_i/softcap)^2), and column y = dz_y times that factor */
-static void write_gradient(const liger_cross_entropy_args *a, int64_t row, int64_t y, softmax_state s, real p_scale,
-                           real w_scale, real dz_y) {
+static void write_gradient(const liger_cross_entropy_args *a, int64_t row, int64_t y, softmax_state s,
+                           real p_scale, real w_scale, real dz_y) {
   real z[CE_TILE], dz[CE_TILE];
   const real k = p_scale / s.d, m = s.m;
   for (int64_t c = 0; c < a->n_cols; c += CE_TILE) {
     const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE;
     load_logits(a, row, c, n, z);
-    for (int64_t i = 0; i < n; i++)
-      dz[i] = k * exp_nonpos(z[i] - m);
+    for (int64_t i = 0; i < n; i++) dz[i] = k * exp_nonpos(z[i] - m);
     if (w_scale != 0) {
       const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
-      for (int64_t i = 0; i < n; i++)
-        dz[i] -= w ? w_scale * w[i] : w_scale;
+      for (int64_t i = 0; i < n; i++) dz[i] -= w ? w_scale * w[i] : w_scale;
     }
-    if (y >= c && y < c + n)
-      dz[y - c] = dz_y;
+    if (y >= c && y < c + n) dz[y - c] = dz_y;
     if (a->softcap != 0) {
       const real inv = 1 / (real)a->softcap;
-      for (int64_t i = 0; i < n; i++)
-        dz[i] *= 1 - (z[i] * inv) * (z[i] * inv);
+      for (int64_t i = 0; i < n; i++) dz[i] *= 1 - (z[i] * inv) * (z[i] * inv);
     }
     store_row(a->dX, row * a->dX_row_stride + c, dz, n, a->x_dtype);
   }
 }
 
-liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int64_t row_begin, int64_t row_end) {
+liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int64_t row_begin,
+                                         int64_t row_end) {
   const real *const stats = (const real *)a->stats;
-  const real ce_scale = stats[LIGER_CE_SCALE], z_scale = stats[LIGER_CE_Z_SCALE], w_sum = stats[LIGER_CE_W_SUM];
+  const real ce_scale = stats[LIGER_CE_SCALE], z_scale = stats[LIGER_CE_Z_SCALE],
+             w_sum = stats[LIGER_CE_W_SUM];
   const real smoothing = (real)a->label_smoothing, each = smoothing / (real)a->n_cols;
   for (int64_t row = row_begin; row < row_end; row++) {
     const int64_t y = a->target[row * a->target_stride];
@@ -125,24 +117,20 @@ liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int6
     load_logits(a, row, y, 1, &z_y);
     const real w_y = a->weight ? ((const real *)a->weight)[y] : 1;
     const row_stats s = read_row(a, row, a->accuracy || a->predicted);
-    const int dead = s.softmax.m == -INFINITY && s.softmax.d == 0; /* nothing but -inf: no probabilities, no gradient */
+    const int dead = s.softmax.m == -INFINITY &&
+                     s.softmax.d == 0; /* nothing but -inf: no probabilities, no gradient */
     const real log_d = log_real(s.softmax.d), ref = softmax_ref(s.softmax.m), lse = s.softmax.m + log_d;
     /* differences to the maximum first: exact where the logits are large */
     const real log_p = dead || z_y == -INFINITY ? -INFINITY : (z_y - ref) - log_d;
     const real hard = (1 - smoothing) * w_y, t = a->token_scaling ? exp_real(log_p) : 1;
     real ce = hard == 0 ? 0 : -hard * log_p; /* a coefficient of 0 wins over an infinite loss */
-    if (each != 0)
-      ce += dead ? INFINITY : each * (w_sum * log_d - s.wz);
+    if (each != 0) ce += dead ? INFINITY : each * (w_sum * log_d - s.wz);
     const real z_loss = a->lse_square_scale == 0 ? 0 : z_scale * (real)a->lse_square_scale * lse * lse;
     ((real *)a->loss)[row] = t == 0 ? 0 : t * ((ce_scale == 0 ? 0 : ce_scale * ce) + z_loss);
-    if (a->z_loss)
-      ((real *)a->z_loss)[row] = t == 0 ? 0 : t * z_loss;
-    if (a->accuracy)
-      ((real *)a->accuracy)[row] = s.argmax == y;
-    if (a->predicted)
-      a->predicted[row] = s.argmax;
-    if (!a->dX)
-      continue;
+    if (a->z_loss) ((real *)a->z_loss)[row] = t == 0 ? 0 : t * z_loss;
+    if (a->accuracy) ((real *)a->accuracy)[row] = s.argmax == y;
+    if (a->predicted) a->predicted[row] = s.argmax;
+    if (!a->dX) continue;
     if (dead) {
       fill_gradient(a, row, 0);
       continue;
@@ -157,19 +145,18 @@ liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int6
   return LIGER_OK;
 }
 
-liger_status LIGER_KERNEL(cross_entropy_count)(const liger_cross_entropy_count_args *a, int64_t begin, int64_t end) {
+liger_status LIGER_KERNEL(cross_entropy_count)(const liger_cross_entropy_count_args *a, int64_t begin,
+                                               int64_t end) {
   const real *const weight = (const real *)a->weight;
   double w_valid = 0, w_sum = weight ? 0 : (double)a->n_cols;
   int64_t n_valid = 0;
   for (int64_t row = begin; row < end; row++) {
     const int64_t y = a->target[row * a->target_stride];
-    if (y == a->ignore_index)
-      continue;
+    if (y == a->ignore_index) continue;
     n_valid++;
     w_valid += !weight ? 1 : y >= 0 && y < a->n_cols ? (double)weight[y] : 0;
   }
-  for (int64_t i = 0; weight && i < a->n_cols; i++)
-    w_sum += (double)weight[i];
+  for (int64_t i = 0; weight && i < a->n_cols; i++) w_sum += (double)weight[i];
   const int mean = a->reduction == LIGER_REDUCE_MEAN;
   real *const stats = (real *)a->stats;
   stats[LIGER_CE_SCALE] = !mean ? 1 : w_valid == 0 ? 0 : (real)(1 / w_valid);
@@ -180,12 +167,11 @@ liger_status LIGER_KERNEL(cross_entropy_count)(const liger_cross_entropy_count_a
 }
 
 #if LIGER_BASE_UNIT
-int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_stride, int64_t n_rows, int64_t n_cols,
-                                          int64_t ignore_index) {
+int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_stride, int64_t n_rows,
+                                          int64_t n_cols, int64_t ignore_index) {
   for (int64_t row = 0; row < n_rows; row++) {
     const int64_t y = target[row * target_stride];
-    if (y != ignore_index && (y < 0 || y >= n_cols))
-      return row;
+    if (y != ignore_index && (y < 0 || y >= n_cols)) return row;
   }
   return -1;
 }

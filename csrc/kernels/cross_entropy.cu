@@ -25,7 +25,8 @@ template <typename T, int N> __device__ __forceinline__ row_cut cut_row(const T 
 }
 
 /* N 1: rows of X and dX that are not cut alike */
-template <typename T, int N, bool FULL> __global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_params p) {
+template <typename T, int N, bool FULL>
+__global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_params p) {
   typedef typename ce_state_of<FULL>::type state;
   constexpr int U = FULL ? 2 : 4; /* vectors in flight per thread */
   __shared__ state scratch[BLOCK_SCRATCH];
@@ -36,20 +37,14 @@ template <typename T, int N, bool FULL> __global__ void __launch_bounds__(1024, 
   const row_cut cut = cut_row<T, N>(X, p.n_cols);
   const int64_t tail_col = cut.head + cut.n_vecs * N;
   if (t.skip) {
-    if (tid == 0)
-      ce_fill_outputs(p, row, t.fill);
-    if (!dX)
-      return;
+    if (tid == 0) ce_fill_outputs(p, row, t.fill);
+    if (!dX) return;
     vec<T, N> v;
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      from_f32(v.v[j], t.fill);
-    for (int64_t i = tid; i < cut.n_vecs; i += step)
-      store_vec_stream<T, N>(dX + cut.head + i * N, v);
-    if (tid < cut.head)
-      dX[tid] = v.v[0];
-    if (tid < cut.tail)
-      dX[tail_col + tid] = v.v[0];
+    for (int j = 0; j < N; j++) from_f32(v.v[j], t.fill);
+    for (int64_t i = tid; i < cut.n_vecs; i += step) store_vec_stream<T, N>(dX + cut.head + i * N, v);
+    if (tid < cut.head) dX[tid] = v.v[0];
+    if (tid < cut.tail) dX[tail_col + tid] = v.v[0];
     return;
   }
 
@@ -60,18 +55,15 @@ template <typename T, int N, bool FULL> __global__ void __launch_bounds__(1024, 
     ce_logits<FULL>(z[0], load_vec<T, 1>(X + col), p);
     ce_push(s, p, z, col, 0);
   };
-  if (tid < cut.head)
-    push_one(tid);
+  if (tid < cut.head) push_one(tid);
   int64_t i = tid;
   for (; i + (U - 1) * step < cut.n_vecs; i += U * step) {
     vec<T, N> x[U];
     float z[U][N];
 #pragma unroll
-    for (int u = 0; u < U; u++)
-      x[u] = load_vec<T, N>(X + cut.head + (i + u * step) * N);
+    for (int u = 0; u < U; u++) x[u] = load_vec<T, N>(X + cut.head + (i + u * step) * N);
 #pragma unroll
-    for (int u = 0; u < U; u++)
-      ce_logits<FULL>(z[u], x[u], p);
+    for (int u = 0; u < U; u++) ce_logits<FULL>(z[u], x[u], p);
     ce_push(s, p, z, cut.head + i * N, step * N);
   }
   for (; i < cut.n_vecs; i += step) {
@@ -79,12 +71,10 @@ template <typename T, int N, bool FULL> __global__ void __launch_bounds__(1024, 
     ce_logits<FULL>(z[0], load_vec<T, N>(X + cut.head + i * N), p);
     ce_push(s, p, z, cut.head + i * N, 0);
   }
-  if (tid < cut.tail)
-    push_one(tail_col + tid);
+  if (tid < cut.tail) push_one(tail_col + tid);
   s = ce_block_merge(s, scratch);
   const ce_gradient g = ce_finish(p, row, s, t, tid == 0);
-  if (!dX)
-    return;
+  if (!dX) return;
 
   /* backwards through the row: what was read last is the likeliest to be in cache still */
   const int64_t turns = (cut.n_vecs + step - 1) / step;
@@ -93,18 +83,15 @@ template <typename T, int N, bool FULL> __global__ void __launch_bounds__(1024, 
 #pragma unroll
     for (int u = 0; u < U; u++) {
       const int64_t v = (turn - 1 - u) * step + tid;
-      if (v >= 0 && v < cut.n_vecs)
-        x[u] = load_vec_stream<T, N>(X + cut.head + v * N);
+      if (v >= 0 && v < cut.n_vecs) x[u] = load_vec_stream<T, N>(X + cut.head + v * N);
     }
 #pragma unroll
     for (int u = 0; u < U; u++) {
       const int64_t v = (turn - 1 - u) * step + tid, col = cut.head + v * N;
-      if (v >= 0 && v < cut.n_vecs)
-        store_vec_stream<T, N>(dX + col, ce_dx<FULL>(p, g, t, x[u], col));
+      if (v >= 0 && v < cut.n_vecs) store_vec_stream<T, N>(dX + col, ce_dx<FULL>(p, g, t, x[u], col));
     }
   }
-  if (tid < cut.head)
-    dX[tid] = ce_dx<FULL>(p, g, t, load_vec<T, 1>(X + tid), tid).v[0];
+  if (tid < cut.head) dX[tid] = ce_dx<FULL>(p, g, t, load_vec<T, 1>(X + tid), tid).v[0];
   if (tid < cut.tail)
     dX[tail_col + tid] = ce_dx<FULL>(p, g, t, load_vec<T, 1>(X + tail_col + tid), tail_col + tid).v[0];
 }
@@ -126,8 +113,9 @@ int64_t count_blocks(int64_t n) {
 /* sums: weights of the valid targets, their number, weights of all classes. partial (3, blocks): where the slices meet; in the
  * second launch `merge` they are read instead of the targets. */
 __global__ void __launch_bounds__(COUNT_THREADS)
-    cross_entropy_count_kernel(float *stats, float *partial, const int64_t *target, const float *weight, int64_t n_rows,
-                               int64_t n_cols, int64_t target_stride, int64_t ignore_index, bool mean, int64_t n_slices, bool merge) {
+    cross_entropy_count_kernel(float *stats, float *partial, const int64_t *target, const float *weight,
+                               int64_t n_rows, int64_t n_cols, int64_t target_stride, int64_t ignore_index,
+                               bool mean, int64_t n_slices, bool merge) {
   __shared__ float scratch[3][BLOCK_SCRATCH];
   float w_valid = 0.0f, n_valid = 0.0f, w_sum = 0.0f;
   if (merge) {
@@ -147,14 +135,12 @@ __global__ void __launch_bounds__(COUNT_THREADS)
     }
     const int64_t last_col = n_cols * (b + 1) / n_slices;
     if (weight)
-      for (int64_t i = n_cols * b / n_slices + threadIdx.x; i < last_col; i += blockDim.x)
-        w_sum += weight[i];
+      for (int64_t i = n_cols * b / n_slices + threadIdx.x; i < last_col; i += blockDim.x) w_sum += weight[i];
   }
   w_valid = block_reduce<op_sum>(w_valid, scratch[0]);
   n_valid = block_reduce<op_sum>(n_valid, scratch[1]);
   w_sum = block_reduce<op_sum>(w_sum, scratch[2]);
-  if (threadIdx.x != 0)
-    return;
+  if (threadIdx.x != 0) return;
   if (!merge && n_slices > 1) {
     partial[blockIdx.x] = w_valid;
     partial[n_slices + blockIdx.x] = n_valid;
@@ -172,47 +158,57 @@ extern "C" int64_t liger_cross_entropy_count_workspace_cuda(int64_t n_rows, int6
   return 3 * count_blocks(n_rows > n_cols ? n_rows : n_cols) * (int64_t)sizeof(float);
 }
 
-extern "C" liger_status liger_cross_entropy_count_cuda(const liger_cross_entropy_count_args *a, void *stream_) {
+extern "C" liger_status liger_cross_entropy_count_cuda(const liger_cross_entropy_count_args *a,
+                                                       void *stream_) {
   const gpu_stream stream = (gpu_stream)stream_;
-  if (a->x_dtype == LIGER_F64)
-    return LIGER_ERR_DTYPE;
+  if (a->x_dtype == LIGER_F64) return LIGER_ERR_DTYPE;
   const int64_t n = count_blocks(a->weight && a->n_cols > a->n_rows ? a->n_cols : a->n_rows);
   for (int merge = 0; merge <= (n > 1); merge++)
     cross_entropy_count_kernel<<<merge ? 1 : (unsigned)n, COUNT_THREADS, 0, stream>>>(
-        (float *)a->stats, (float *)a->workspace, a->target, (const float *)a->weight, a->n_rows, a->n_cols, a->target_stride,
-        a->ignore_index, a->reduction == LIGER_REDUCE_MEAN, n, merge != 0);
+        (float *)a->stats, (float *)a->workspace, a->target, (const float *)a->weight, a->n_rows, a->n_cols,
+        a->target_stride, a->ignore_index, a->reduction == LIGER_REDUCE_MEAN, n, merge != 0);
   return (liger_status)LIGER_RT(GetLastError)();
 }
 
 extern "C" liger_status liger_cross_entropy_cuda(const liger_cross_entropy_args *a, void *stream_) {
   const gpu_stream stream = (gpu_stream)stream_;
-  if (a->n_rows == 0)
-    return LIGER_OK;
-  if (a->n_rows > GPU_MAX_GRID)
-    return LIGER_ERR_SIZE;
-  const ce_params p = {(float *)a->loss, (float *)a->z_loss, (float *)a->accuracy, a->predicted, a->dX, a->X, a->target,
-                       (const float *)a->weight, (const float *)a->stats, (const float *)a->row_grad, a->n_rows, a->n_cols,
-                       a->X_row_stride, a->dX_row_stride, a->target_stride, a->row_grad_stride, a->ignore_index,
-                       (float)a->label_smoothing, (float)a->lse_square_scale, (float)a->softcap, a->token_scaling != 0};
+  if (a->n_rows == 0) return LIGER_OK;
+  if (a->n_rows > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  const ce_params p = {(float *)a->loss,
+                       (float *)a->z_loss,
+                       (float *)a->accuracy,
+                       a->predicted,
+                       a->dX,
+                       a->X,
+                       a->target,
+                       (const float *)a->weight,
+                       (const float *)a->stats,
+                       (const float *)a->row_grad,
+                       a->n_rows,
+                       a->n_cols,
+                       a->X_row_stride,
+                       a->dX_row_stride,
+                       a->target_stride,
+                       a->row_grad_stride,
+                       a->ignore_index,
+                       (float)a->label_smoothing,
+                       (float)a->lse_square_scale,
+                       (float)a->softcap,
+                       a->token_scaling != 0};
   liger_status status = LIGER_OK;
-  if (liger_internal_cross_entropy_cluster(p, a->x_dtype, stream, &status))
-    return status;
+  if (liger_internal_cross_entropy_cluster(p, a->x_dtype, stream, &status)) return status;
   const bool full = a->label_smoothing != 0 || a->softcap != 0 || a->accuracy || a->predicted;
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     /* both start at the same distance from a 16-byte boundary, in every row */
     const bool alike = !a->dX || (((uintptr_t)a->X - (uintptr_t)a->dX) % 16 == 0 &&
                                   (a->X_row_stride - a->dX_row_stride) * (int64_t)sizeof(T) % 16 == 0);
     const int threads = plan_threads(a->n_cols, sizeof(T));
-#define BLOCK_KERNEL(N, FULL)                                                                                          \
+#define BLOCK_KERNEL(N, FULL) \
   cross_entropy_block_kernel<T, N, FULL><<<(unsigned)a->n_rows, threads, 0, stream>>>(p)
-    if (alike && full)
-      BLOCK_KERNEL(vec_width<T>::value, true);
-    else if (alike)
-      BLOCK_KERNEL(vec_width<T>::value, false);
-    else if (full)
-      BLOCK_KERNEL(1, true);
-    else
-      BLOCK_KERNEL(1, false);
+    if (alike && full) BLOCK_KERNEL(vec_width<T>::value, true);
+    else if (alike) BLOCK_KERNEL(vec_width<T>::value, false);
+    else if (full) BLOCK_KERNEL(1, true);
+    else BLOCK_KERNEL(1, false);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }

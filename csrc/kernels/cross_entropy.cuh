@@ -19,7 +19,8 @@ struct ce_params {
 
 /* Launches the path that keeps a row in the shared memory of a cluster. False: this device, build, width or alignment is not
  * its; nothing was launched. */
-bool liger_internal_cross_entropy_cluster(const ce_params &p, liger_dtype x_dtype, gpu_stream stream, liger_status *status);
+bool liger_internal_cross_entropy_cluster(const ce_params &p, liger_dtype x_dtype, gpu_stream stream,
+                                          liger_status *status);
 
 namespace {
 constexpr float LOG2E = 1.4426950408889634f;
@@ -61,23 +62,25 @@ __device__ __forceinline__ float ce_ratio(float a, float b) {
   return gpu_exp2(ce_base2(a) && ce_base2(b) ? ce_unit(a) - ce_unit(b) : (a - b) * LOG2E);
 }
 /* log(unit of m) - m */
-__device__ __forceinline__ float ce_log_unit(float m) { return ce_base2(m) ? -0.6931471805599453f * fmaf(m, LOG2E, -ce_unit(m)) : 0.0f; }
+__device__ __forceinline__ float ce_log_unit(float m) {
+  return ce_base2(m) ? -0.6931471805599453f * fmaf(m, LOG2E, -ce_unit(m)) : 0.0f;
+}
 /* e[j] = e^z[j] in units of m */
 template <int N> __device__ __forceinline__ void ce_exp(float (&e)[N], const float (&z)[N], float m) {
   if (ce_base2(m)) {
     const float unit = ce_unit(m);
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      e[j] = gpu_exp2(fmaf(z[j], LOG2E, -unit));
+    for (int j = 0; j < N; j++) e[j] = gpu_exp2(fmaf(z[j], LOG2E, -unit));
   } else {
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      e[j] = gpu_exp2((z[j] - m) * LOG2E);
+    for (int j = 0; j < N; j++) e[j] = gpu_exp2((z[j] - m) * LOG2E);
   }
 }
 
 /* wz measured from m instead of from s.m */
-__device__ __forceinline__ float ce_shifted(const ce_full &s, float m) { return s.w == 0.0f ? s.wz : s.wz - s.w * (m - s.m); }
+__device__ __forceinline__ float ce_shifted(const ce_full &s, float m) {
+  return s.w == 0.0f ? s.wz : s.wz - s.w * (m - s.m);
+}
 
 __device__ __forceinline__ ce_plain ce_merge(const ce_plain &a, const ce_plain &b) {
   const float m = fmaxf(a.m, b.m);
@@ -87,7 +90,9 @@ __device__ __forceinline__ ce_full ce_merge(const ce_full &a, const ce_full &b) 
   const float m = fmaxf(a.m, b.m);
   const int64_t first = a.argmax < b.argmax ? a.argmax : b.argmax;
   return {m, a.d * ce_ratio(a.m, m) + b.d * ce_ratio(b.m, m), ce_shifted(a, m) + ce_shifted(b, m), a.w + b.w,
-          a.m > b.m ? a.argmax : b.m > a.m ? b.argmax : first};
+          a.m > b.m   ? a.argmax
+          : b.m > a.m ? b.argmax
+                      : first};
 }
 __device__ __forceinline__ ce_plain ce_shuffle(const ce_plain &s, int mask) {
   return {gpu_shfl_xor(s.m, mask), gpu_shfl_xor(s.d, mask)};
@@ -99,15 +104,12 @@ __device__ __forceinline__ ce_full ce_shuffle(const ce_full &s, int mask) {
 
 /* The block's state, in warp order. All threads call; all hold the result. scratch: shared, BLOCK_SCRATCH states. */
 template <class State> __device__ __forceinline__ State ce_block_merge(State s, State *scratch) {
-  for (int mask = GPU_LANES / 2; mask > 0; mask /= 2)
-    s = ce_merge(s, ce_shuffle(s, mask));
+  for (int mask = GPU_LANES / 2; mask > 0; mask /= 2) s = ce_merge(s, ce_shuffle(s, mask));
   const int n_warps = ((int)blockDim.x + GPU_LANES - 1) / GPU_LANES;
-  if (threadIdx.x % GPU_LANES == 0)
-    scratch[threadIdx.x / GPU_LANES] = s;
+  if (threadIdx.x % GPU_LANES == 0) scratch[threadIdx.x / GPU_LANES] = s;
   __syncthreads();
   s = scratch[0]; /* of one warp too: its lanes may differ in the last bit */
-  for (int i = 1; i < n_warps; i++)
-    s = ce_merge(s, scratch[i]);
+  for (int i = 1; i < n_warps; i++) s = ce_merge(s, scratch[i]);
   return s;
 }
 
@@ -118,12 +120,11 @@ __device__ __forceinline__ void ce_logits(float (&z)[N], const vec<T, N> &x, con
   if (FULL && p.softcap != 0.0f) {
     const float inv = 1.0f / p.softcap;
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      z[j] = p.softcap * tanhf(z[j] * inv);
+    for (int j = 0; j < N; j++) z[j] = p.softcap * tanhf(z[j] * inv);
   }
 }
 
-/* s with U vectors of N logits; vector u begins at column col + u * step. Columns from n_cols on hold -inf and count for nothing. */
+/* s with U vectors of N logits; vector u begins at column col + u * step. */
 template <int U, int N>
 __device__ __forceinline__ float ce_rescale(ce_plain &s, const float (&)[U][N], float c, int64_t, int64_t) {
   if (c > s.m) {
@@ -133,7 +134,8 @@ __device__ __forceinline__ float ce_rescale(ce_plain &s, const float (&)[U][N], 
   return s.m;
 }
 template <int U, int N>
-__device__ __forceinline__ float ce_rescale(ce_full &s, const float (&z)[U][N], float c, int64_t col, int64_t step) {
+__device__ __forceinline__ float ce_rescale(ce_full &s, const float (&z)[U][N], float c, int64_t col,
+                                            int64_t step) {
   if (c > s.m) {
     s.d *= ce_ratio(s.m, c);
     s.wz = ce_shifted(s, c);
@@ -141,27 +143,25 @@ __device__ __forceinline__ float ce_rescale(ce_full &s, const float (&z)[U][N], 
 #pragma unroll
     for (int u = U - 1; u >= 0; u--)
 #pragma unroll
-      for (int j = N - 1; j >= 0; j--)
-        s.argmax = z[u][j] == c ? col + u * step + j : s.argmax;
+      for (int j = N - 1; j >= 0; j--) s.argmax = z[u][j] == c ? col + u * step + j : s.argmax;
   }
   return s.m;
 }
 __device__ __forceinline__ void ce_add_weighted(ce_plain &, const ce_params &, float, int64_t) {}
 __device__ __forceinline__ void ce_add_weighted(ce_full &s, const ce_params &p, float z, int64_t col) {
-  if (p.smoothing == 0.0f || col >= p.n_cols)
-    return;
+  if (p.smoothing == 0.0f) return;
   const float w = p.weight ? p.weight[col] : 1.0f;
   s.wz += w == 0.0f ? 0.0f : w * (z - s.m); /* a class without weight may be masked by -inf */
   s.w += w;
 }
 template <class State, int U, int N>
-__device__ __forceinline__ void ce_push(State &s, const ce_params &p, const float (&z)[U][N], int64_t col, int64_t step) {
+__device__ __forceinline__ void ce_push(State &s, const ce_params &p, const float (&z)[U][N], int64_t col,
+                                        int64_t step) {
   float c = z[0][0];
 #pragma unroll
   for (int u = 0; u < U; u++)
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      c = fmaxf(c, z[u][j]); /* a NaN loses here and is found by the sum */
+    for (int j = 0; j < N; j++) c = fmaxf(c, z[u][j]); /* a NaN loses here and is found by the sum */
   const float m = ce_rescale(s, z, c, col, step);
   float d = 0.0f;
 #pragma unroll
@@ -185,7 +185,8 @@ struct ce_target {
   float fill;
 };
 /* Read before dX, which may lie over X, is written. */
-template <bool FULL, typename T> __device__ __forceinline__ ce_target ce_load_target(const ce_params &p, int64_t row) {
+template <bool FULL, typename T>
+__device__ __forceinline__ ce_target ce_load_target(const ce_params &p, int64_t row) {
   ce_target t;
   t.y = p.target[row * p.target_stride];
   t.skip = t.y == p.ignore_index || t.y < 0 || t.y >= p.n_cols;
@@ -198,8 +199,7 @@ template <bool FULL, typename T> __device__ __forceinline__ ce_target ce_load_ta
     float z[1];
     ce_logits<FULL>(z, x, p);
     t.z = z[0];
-    if (p.weight)
-      t.w = p.weight[t.y];
+    if (p.weight) t.w = p.weight[t.y];
   }
   return t;
 }
@@ -212,66 +212,64 @@ struct ce_gradient {
 __device__ __forceinline__ float ce_wz(const ce_plain &) { return 0.0f; }
 __device__ __forceinline__ float ce_wz(const ce_full &s) { return s.wz; }
 __device__ __forceinline__ int64_t ce_argmax(const ce_plain &) { return 0; }
-__device__ __forceinline__ int64_t ce_argmax(const ce_full &s) { return s.argmax == INT64_MAX ? 0 : s.argmax; }
+__device__ __forceinline__ int64_t ce_argmax(const ce_full &s) {
+  return s.argmax == INT64_MAX ? 0 : s.argmax;
+}
 
 /* One thread writes the row's outputs (write); all learn the gradient's factors. The steps are those of cross_entropy.c. */
 template <class State>
-__device__ __forceinline__ ce_gradient ce_finish(const ce_params &p, int64_t row, const State &s, const ce_target &t, bool write) {
-  const float ce_scale = p.stats[LIGER_CE_SCALE], z_scale = p.stats[LIGER_CE_Z_SCALE], w_sum = p.stats[LIGER_CE_W_SUM];
+__device__ __forceinline__ ce_gradient ce_finish(const ce_params &p, int64_t row, const State &s,
+                                                 const ce_target &t, bool write) {
+  const float ce_scale = p.stats[LIGER_CE_SCALE], z_scale = p.stats[LIGER_CE_Z_SCALE],
+              w_sum = p.stats[LIGER_CE_W_SUM];
   const bool dead = s.d == 0.0f; /* nothing but -inf: no probabilities, no gradient */
   const float log_d = logf(s.d) + ce_log_unit(s.m), lse = s.m + log_d, each = p.smoothing / (float)p.n_cols;
   const float log_p = dead || t.z == -INFINITY ? -INFINITY : (t.z - s.m) - log_d;
   const float hard = (1.0f - p.smoothing) * t.w, scaling = p.token_scaling ? expf(log_p) : 1.0f;
   if (write) {
     float ce = hard == 0.0f ? 0.0f : -hard * log_p; /* a coefficient of 0 wins over an infinite loss */
-    if (each != 0.0f)
-      ce += dead ? INFINITY : each * (w_sum * log_d - ce_wz(s));
+    if (each != 0.0f) ce += dead ? INFINITY : each * (w_sum * log_d - ce_wz(s));
     const float z_loss = p.lse_square_scale == 0.0f ? 0.0f : z_scale * p.lse_square_scale * lse * lse;
     p.loss[row] = scaling == 0.0f ? 0.0f : scaling * ((ce_scale == 0.0f ? 0.0f : ce_scale * ce) + z_loss);
-    if (p.z_loss)
-      p.z_loss[row] = scaling == 0.0f ? 0.0f : scaling * z_loss;
-    if (p.accuracy)
-      p.accuracy[row] = ce_argmax(s) == t.y ? 1.0f : 0.0f;
-    if (p.predicted)
-      p.predicted[row] = ce_argmax(s);
+    if (p.z_loss) p.z_loss[row] = scaling == 0.0f ? 0.0f : scaling * z_loss;
+    if (p.accuracy) p.accuracy[row] = ce_argmax(s) == t.y ? 1.0f : 0.0f;
+    if (p.predicted) p.predicted[row] = ce_argmax(s);
   }
   ce_gradient g = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (dead || !p.dX)
-    return g;
+  if (dead || !p.dX) return g;
   const float scale = (p.row_grad ? p.row_grad[row * p.row_grad_stride] : 1.0f) * scaling;
-  const float c = scale * ce_scale, z_grad = p.lse_square_scale == 0.0f ? 0.0f : scale * z_scale * 2.0f * p.lse_square_scale * lse;
+  const float c = scale * ce_scale,
+              z_grad = p.lse_square_scale == 0.0f ? 0.0f : scale * z_scale * 2.0f * p.lse_square_scale * lse;
   const float p_y = expf(log_p);
   g.k = (c * (hard + each * w_sum) + z_grad) / s.d;
   g.m = s.m;
   g.w_scale = c * each;
-  g.dz_y = c * (hard * (p_y - 1.0f) + each * (w_sum * p_y - t.w)) + z_grad * p_y; /* p - 1 as one difference, before any factor */
+  g.dz_y = c * (hard * (p_y - 1.0f) + each * (w_sum * p_y - t.w)) +
+           z_grad * p_y; /* p - 1 as one difference, before any factor */
   return g;
 }
 
 /* the gradient of N neighbouring columns */
 template <bool FULL, typename T, int N>
-__device__ __forceinline__ vec<T, N> ce_dx(const ce_params &p, const ce_gradient &g, const ce_target &t, const vec<T, N> &x, int64_t col) {
+__device__ __forceinline__ vec<T, N> ce_dx(const ce_params &p, const ce_gradient &g, const ce_target &t,
+                                           const vec<T, N> &x, int64_t col) {
   float z[N], dz[N];
   ce_logits<FULL>(z, x, p);
   ce_exp(dz, z, g.m);
 #pragma unroll
-  for (int j = 0; j < N; j++)
-    dz[j] *= g.k;
+  for (int j = 0; j < N; j++) dz[j] *= g.k;
   if (FULL && g.w_scale != 0.0f) {
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      dz[j] -= p.weight ? g.w_scale * p.weight[col + j] : g.w_scale;
+    for (int j = 0; j < N; j++) dz[j] -= p.weight ? g.w_scale * p.weight[col + j] : g.w_scale;
   }
   if ((uint64_t)(t.y - col) < (uint64_t)N) {
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      dz[j] = col + j == t.y ? g.dz_y : dz[j];
+    for (int j = 0; j < N; j++) dz[j] = col + j == t.y ? g.dz_y : dz[j];
   }
   if (FULL && p.softcap != 0.0f) {
     const float inv = 1.0f / p.softcap;
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      dz[j] *= 1.0f - (z[j] * inv) * (z[j] * inv);
+    for (int j = 0; j < N; j++) dz[j] *= 1.0f - (z[j] * inv) * (z[j] * inv);
   }
   return pack<T, N>(dz);
 }
@@ -279,12 +277,9 @@ __device__ __forceinline__ vec<T, N> ce_dx(const ce_params &p, const ce_gradient
 /* the outputs of a row that has no loss of its own: 0 if it is ignored, NaN if its label is out of range. One thread. */
 __device__ __forceinline__ void ce_fill_outputs(const ce_params &p, int64_t row, float value) {
   p.loss[row] = value;
-  if (p.z_loss)
-    p.z_loss[row] = value;
-  if (p.accuracy)
-    p.accuracy[row] = value;
-  if (p.predicted)
-    p.predicted[row] = -1;
+  if (p.z_loss) p.z_loss[row] = value;
+  if (p.accuracy) p.accuracy[row] = value;
+  if (p.predicted) p.predicted[row] = -1;
 }
 } // namespace
 #endif

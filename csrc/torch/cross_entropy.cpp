@@ -12,18 +12,22 @@ typedef liger::CrossEntropyWanted Wanted;
 Arg check_logits(const char *op, const Tensor &x_) {
   Arg x(x_, "x");
   liger::check_float(op, x);
-  if (x.dim != 2) liger::fail(op, "x has shape ", x.shape(), ", expected two dimensions: (n_rows, n_classes)");
+  if (x.dim != 2)
+    liger::fail(op, "x has shape ", x.shape(), ", expected two dimensions: (n_rows, n_classes)");
   return x;
 }
 
 // One row kernel launch over whole logits, and what must precede and follow it.
 struct Call : liger::CrossEntropy {
-  Call(const char *op, const Arg &x, const Tensor &target, const std::optional<Tensor> &weight, const Options &o)
+  Call(const char *op, const Arg &x, const Tensor &target, const std::optional<Tensor> &weight,
+       const Options &o)
       : CrossEntropy(op, x, x.sizes[1], liger::check_float(op, x), target, weight, "weight", o) {}
-  Call(const char *op, const Tensor &x, const Tensor &target, const std::optional<Tensor> &weight, const Options &o)
+  Call(const char *op, const Tensor &x, const Tensor &target, const std::optional<Tensor> &weight,
+       const Options &o)
       : Call(op, check_logits(op, x), target, weight, o) {}
 
-  void run(liger_cross_entropy_args &a, const liger::Rows &rx, void *dx, int64_t dx_row_stride, const liger::Scope &scope) const {
+  void run(liger_cross_entropy_args &a, const liger::Rows &rx, void *dx, int64_t dx_row_stride,
+           const liger::Scope &scope) const {
     a.X = rx.ptr;
     a.X_row_stride = rx.row_stride;
     a.dX = dx;
@@ -61,33 +65,31 @@ struct Call : liger::CrossEntropy {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy(const Tensor &x, const Tensor &target,
-                                                                 const std::optional<Tensor> &weight, int64_t ignore_index,
-                                                                 double lse_square_scale, double label_smoothing,
-                                                                 int64_t reduction, double softcap, bool z_loss, bool accuracy,
-                                                                 bool predicted, bool grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy(
+    const Tensor &x, const Tensor &target, const std::optional<Tensor> &weight, int64_t ignore_index,
+    double lse_square_scale, double label_smoothing, int64_t reduction, double softcap, bool z_loss,
+    bool accuracy, bool predicted, bool grad) {
   const Call c("cross_entropy", x, target, weight,
                {ignore_index, lse_square_scale, label_smoothing, reduction, softcap});
   Tensor dx = grad ? liger::empty_like(c.x) : liger::empty_1d(0, c.x.raw_dtype, c.x);
-  auto [loss, z, acc, pred] =
-      c.forward({z_loss, accuracy, predicted}, grad ? liger::ptr(dx) : nullptr, c.n_cols, liger::rows(c.x));
+  auto [loss, z, acc, pred] = c.forward({z_loss, accuracy, predicted}, grad ? liger::ptr(dx) : nullptr,
+                                        c.n_cols, liger::rows(c.x));
   return {loss, z, acc, pred, dx};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_in_place(const Tensor &x, const Tensor &target,
-                                                                  const std::optional<Tensor> &weight, int64_t ignore_index,
-                                                                  double lse_square_scale, double label_smoothing,
-                                                                  int64_t reduction, double softcap, bool z_loss,
-                                                                  bool accuracy, bool predicted) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_in_place(
+    const Tensor &x, const Tensor &target, const std::optional<Tensor> &weight, int64_t ignore_index,
+    double lse_square_scale, double label_smoothing, int64_t reduction, double softcap, bool z_loss,
+    bool accuracy, bool predicted) {
   const Call c("cross_entropy_", x, target, weight,
                {ignore_index, lse_square_scale, label_smoothing, reduction, softcap});
   const liger::Rows rows = c.own_rows();
   return c.forward({z_loss, accuracy, predicted}, rows.ptr, rows.row_stride, rows);
 }
 
-Tensor cross_entropy_bwd(const Tensor &dloss, const Tensor &x, const Tensor &target, const std::optional<Tensor> &weight,
-                         int64_t ignore_index, double lse_square_scale, double label_smoothing, int64_t reduction,
-                         double softcap) {
+Tensor cross_entropy_bwd(const Tensor &dloss, const Tensor &x, const Tensor &target,
+                         const std::optional<Tensor> &weight, int64_t ignore_index, double lse_square_scale,
+                         double label_smoothing, int64_t reduction, double softcap) {
   const Call c("cross_entropy_bwd", x, target, weight,
                {ignore_index, lse_square_scale, label_smoothing, reduction, softcap});
   Tensor dx = liger::empty_like(c.x);
@@ -96,8 +98,9 @@ Tensor cross_entropy_bwd(const Tensor &dloss, const Tensor &x, const Tensor &tar
 }
 
 void cross_entropy_bwd_in_place(const Tensor &x, const Tensor &dloss, const Tensor &target,
-                                const std::optional<Tensor> &weight, int64_t ignore_index, double lse_square_scale,
-                                double label_smoothing, int64_t reduction, double softcap) {
+                                const std::optional<Tensor> &weight, int64_t ignore_index,
+                                double lse_square_scale, double label_smoothing, int64_t reduction,
+                                double softcap) {
   const Call c("cross_entropy_bwd_", x, target, weight,
                {ignore_index, lse_square_scale, label_smoothing, reduction, softcap});
   const liger::Rows rows = c.own_rows();
@@ -106,8 +109,9 @@ void cross_entropy_bwd_in_place(const Tensor &x, const Tensor &dloss, const Tens
 } // namespace
 
 #if !LIGER_GPU
-#define OPTIONS                                                                                                        \
-  "Tensor target, Tensor? weight, int ignore_index, float lse_square_scale, float label_smoothing, int reduction, float softcap"
+#define OPTIONS                                                                                          \
+  "Tensor target, Tensor? weight, int ignore_index, float lse_square_scale, float label_smoothing, int " \
+  "reduction, float softcap"
 STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
   m.def("cross_entropy(Tensor x, " OPTIONS ", bool z_loss, bool accuracy, bool predicted, bool grad)"
         " -> (Tensor loss, Tensor z_loss, Tensor accuracy, Tensor predicted, Tensor dx)");

@@ -12,7 +12,8 @@ void scale(const char *op, const Arg &src, const Arg &scale, void *dst) {
     liger::fail(op, "scale has dtype ", liger::dtype_name(scale.raw_dtype), ", expected float32 or float64");
   const int64_t n = src.numel(), per_row = scale.dim == 1 && !(src.dim == 1 && scale.sizes[0] == 1);
   if (scale.dim > 1 || (per_row && (src.dim < 1 || scale.sizes[0] != src.sizes[0])))
-    liger::fail(op, "scale has shape ", scale.shape(), ", expected one value or one per row of src ", src.shape());
+    liger::fail(op, "scale has shape ", scale.shape(), ", expected one value or one per row of src ",
+                src.shape());
   liger_scale_grad_args a{};
   a.dst = dst;
   a.src = src.ptr;
