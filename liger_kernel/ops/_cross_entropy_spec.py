@@ -1,4 +1,5 @@
-"""What `SPEC` of cross_entropy holds beside the entry point: the reference in plain PyTorch, samples, errors, benchmark cases."""
+"""What `SPEC` of cross_entropy holds beside the entry point: the reference in plain PyTorch, samples,
+errors, benchmark cases."""
 
 import torch
 
@@ -22,7 +23,7 @@ def cross_entropy_ref(
     in_place=False,
     masked=0,
 ):
-    """The loss as one would write it on fp32 logits (fp64 for fp64); the outputs that were asked for. masked: columns set to -inf."""
+    """The loss on fp32 logits (fp64 for fp64); the outputs asked for. masked: columns set to -inf."""
     z = upcast(mask_columns(_input, masked))
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
@@ -55,7 +56,9 @@ def cross_entropy_ref(
 
 def mask_columns(x, masked):
     """x with its last `masked` columns -inf, as padded or forbidden vocabulary has them."""
-    return x if not masked else x.masked_fill(torch.arange(x.shape[1], device=x.device) >= x.shape[1] - masked, -torch.inf)
+    if not masked:
+        return x
+    return x.masked_fill(torch.arange(x.shape[1], device=x.device) >= x.shape[1] - masked, -torch.inf)
 
 
 def only_wanted(outputs):
@@ -65,7 +68,11 @@ def only_wanted(outputs):
 
 def _sample(n, v, weight=False, ignored=0.0, scale=1.0, mean=0.0, labels=None, **options):
     name = f"{n}x{v}" + "".join(f"-{k}_{o}" for k, o in options.items())
-    name += ("-weight" if weight else "") + (f"-ignored_{ignored}" if ignored else "") + (f"-scale_{scale}" if scale != 1 else "")
+    name += (
+        ("-weight" if weight else "")
+        + (f"-ignored_{ignored}" if ignored else "")
+        + (f"-scale_{scale}" if scale != 1 else "")
+    )
     return Sample(
         name + (f"-mean_{mean}" if mean else ""),
         {
@@ -79,6 +86,7 @@ def _sample(n, v, weight=False, ignored=0.0, scale=1.0, mean=0.0, labels=None, *
 
 _all = dict(return_z_loss=True, return_token_accuracy=True, return_predicted_tokens=True)
 _base = _sample(7, 45, ignored=0.3)
+_SIZES = ((0, 8), (1, 1), (3, 1), (5, 2), (33, 127), (3, 2048), (4, 2049), (2, 8193), (2, 32000))
 _ALL_OPTIONS = dict(lse_square_scale=1e-2, label_smoothing=0.1, softcap=3.0)
 
 
@@ -110,11 +118,14 @@ SPEC_FIELDS = dict(
     ref=cross_entropy_ref,
     samples=(
         _base,
-        *(_sample(n, v) for n, v in [(0, 8), (1, 1), (3, 1), (5, 2), (33, 127), (3, 2048), (4, 2049), (2, 8193), (2, 32000)]),
-        *(_sample(2, v) for v in (65536, 65544, 131072, 200001)),  # around what blocks and clusters keep on the chip
+        *(_sample(n, v) for n, v in _SIZES),
+        *(_sample(2, v) for v in (65536, 65544, 131072, 200001)),  # around what a chip holds
         _sample(5, 45, ignored=1.0, **_all),
         *(_sample(9, 72, ignored=0.3, reduction=r, **_all, **_ALL_OPTIONS) for r in ("mean", "sum", "none")),
-        *(_sample(9, 5003, weight=True, ignored=0.3, reduction=r, **_ALL_OPTIONS) for r in ("mean", "sum", "none")),
+        *(
+            _sample(9, 5003, weight=True, ignored=0.3, reduction=r, **_ALL_OPTIONS)
+            for r in ("mean", "sum", "none")
+        ),
         *(_sample(9, 72, weight=True, ignored=0.3, **{k: o}) for k, o in _ALL_OPTIONS.items()),
         _sample(9, 72, weight=True, reduction="none", **_all),
         _sample(9, 72, scale=1e4),  # probabilities 0 and 1
@@ -143,7 +154,10 @@ SPEC_FIELDS = dict(
         (r"reduction is 'batchmean', expected", {"reduction": "batchmean"}),
         (r"label_smoothing is 1.5, expected", {"label_smoothing": 1.5}),
         (r"softcap is -1.0, expected", {"softcap": -1.0}),
-        (r"target\[\d\] is \d+, expected a value in \[0, 45\)", {"target": T((7,), "index", grad=False, low=45, high=99)}),
+        (
+            r"target\[\d\] is \d+, expected a value in \[0, 45\)",
+            {"target": T((7,), "index", grad=False, low=45, high=99)},
+        ),
     ),
     cases={"cpu": (_case(2048, 32000),), "cuda": (_case(16384, 128256),)},
     gradcheck=(

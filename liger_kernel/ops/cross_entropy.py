@@ -1,14 +1,16 @@
 """Cross entropy over the last dimension, with the gradient made in forward: fakes, autograd.
 
-Per row, with z = softcap * tanh(x / softcap) or x, p = softmax(z), lse = logsumexp(z), y = target, a = label_smoothing:
+Per row, with z = softcap * tanh(x / softcap) or x, p = softmax(z), lse = logsumexp(z), y = target,
+a = label_smoothing:
 
     ce   = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i)
     loss = ce + lse_square_scale lse^2
     dz_i = (1 - a) w_y (p_i - [i = y]) + a/V (w_sum p_i - w_i) + 2 lse_square_scale lse p_i
     dx_i = dz_i (1 - (z_i / softcap)^2)
 
-Reduction "mean" divides ce by the sum of the valid targets' weights and the z-loss by their number. Sources: label smoothing
-arXiv:1512.00567, z-loss arXiv:2204.02311, softcap arXiv:2408.00118. Reference and spec: _cross_entropy_spec.py.
+Reduction "mean" divides ce by the sum of the valid targets' weights and the z-loss by their number. Sources:
+label smoothing arXiv:1512.00567, z-loss arXiv:2204.02311, softcap arXiv:2408.00118. Reference and spec:
+_cross_entropy_spec.py.
 """
 
 import torch
@@ -39,13 +41,38 @@ def _fake_outputs(x, reduction, z_loss, accuracy, predicted):
 
 
 @torch.library.register_fake("liger::cross_entropy")
-def _(x, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap, z_loss, accuracy, predicted, grad):
+def _(
+    x,
+    target,
+    weight,
+    ignore_index,
+    lse_square_scale,
+    label_smoothing,
+    reduction,
+    softcap,
+    z_loss,
+    accuracy,
+    predicted,
+    grad,
+):
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if grad else x.new_empty((0,))
     return *_fake_outputs(x, reduction, z_loss, accuracy, predicted), dx
 
 
 @torch.library.register_fake("liger::cross_entropy_")
-def _(x, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap, z_loss, accuracy, predicted):
+def _(
+    x,
+    target,
+    weight,
+    ignore_index,
+    lse_square_scale,
+    label_smoothing,
+    reduction,
+    softcap,
+    z_loss,
+    accuracy,
+    predicted,
+):
     return _fake_outputs(x, reduction, z_loss, accuracy, predicted)
 
 
@@ -60,7 +87,7 @@ def _(x, dloss, target, weight, ignore_index, lse_square_scale, label_smoothing,
 
 
 def check_options(reduction, label_smoothing, softcap):
-    """Raises ValueError for an option outside its range; shared with the modules, which check at construction."""
+    """Raises ValueError for an option outside its range; the modules call it at construction too."""
     if reduction not in REDUCTION:
         raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -77,32 +104,43 @@ def _raw_options(x, target, weight, ignore_index, lse_square_scale, label_smooth
         if not weight.is_floating_point():
             raise ValueError(f"weight has dtype {weight.dtype}, expected a floating-point dtype")
         weight = weight.detach().to(accum(x))
-    return target, weight, ignore_index, lse_square_scale, label_smoothing, REDUCTION[reduction], softcap or 0.0
+    return (
+        target,
+        weight,
+        ignore_index,
+        lse_square_scale,
+        label_smoothing,
+        REDUCTION[reduction],
+        softcap or 0.0,
+    )
 
 
 def _may_write(x):
     """Whether in_place=True can be honoured for x: a result that only autograd holds, in memory of its own.
 
-    A leaf's value belongs to the caller (it may be a parameter), and under torch.compile memory is the compiler's business.
+    A leaf's value belongs to the caller (it may be a parameter), and under torch.compile memory is the
+    compiler's business.
     """
     owns_rows = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
     return not torch.compiler.is_compiling() and not x.is_leaf and owns_rows
 
 
 class LigerCrossEntropyFunction(torch.autograd.Function):
-    """(loss, z_loss, token_accuracy, predicted_tokens), None where not asked for; differentiable in `_input` through loss alone.
+    """(loss, z_loss, token_accuracy, predicted_tokens), None where not asked for; the loss has a gradient.
 
-    _input: (n_rows, n_classes), float32, bfloat16, float16 (float64 on the CPU), any strides. target: (n_rows,) int64, class indices or
-    ignore_index. weight: (n_classes,) or None. loss and z_loss are float32 (float64 for float64 logits): () for "mean" and "sum", (n_rows,) for
-    "none". token_accuracy: the same shape, for "sum" also the mean over valid rows. predicted_tokens: (n_rows,), -1 in ignored rows.
+    _input: (n_rows, n_classes), float32, bfloat16, float16 (float64 on the CPU), any strides. target:
+    (n_rows,) int64, class indices or ignore_index. weight: (n_classes,) or None. loss and z_loss are float32
+    (float64 for float64 logits): () for "mean" and "sum", (n_rows,) for "none". token_accuracy: the same
+    shape, for "sum" also the mean over valid rows. predicted_tokens: (n_rows,), -1 in ignored rows.
     Rows whose target is ignore_index count nowhere; if there are no others, loss and gradient are 0.
 
-    For "mean" and "sum" the gradient is made in forward. For "none", and for float16, whose range the incoming gradient (a loss
-    scale) must reach before the rounding, it is made in backward.
-    in_place=True permits writing the gradient over `_input`'s memory, which then holds no logits any more. It is not made use of without
-    grad, for a leaf, or under torch.compile. Autograd is told, so that another operator that saved these logits raises.
-    Raises RuntimeError for a wrong device, dtype or size and, on the CPU, for a label out of range (on a GPU its loss is NaN, or
-    an error under LIGER_DEBUG=1); ValueError for an option out of its range.
+    For "mean" and "sum" the gradient is made in forward. For "none", and for float16, whose range the
+    incoming gradient (a loss scale) must reach before the rounding, it is made in backward.
+    in_place=True permits writing the gradient over `_input`'s memory, which then holds no logits any more. It
+    is not made use of without grad, for a leaf, or under torch.compile. Autograd is told, so that another
+    operator that saved these logits raises.
+    Raises RuntimeError for a wrong device, dtype or size and, on the CPU, for a label out of range (on a GPU
+    its loss is NaN, or an error under LIGER_DEBUG=1); ValueError for an option out of its range.
     """
 
     @classmethod
@@ -178,14 +216,16 @@ def _forward_only(
     return_predicted_tokens=False,
     in_place=False,
 ):
-    options = _raw_options(_input, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
+    options = _raw_options(
+        _input, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap
+    )
     want = (return_z_loss, return_token_accuracy, return_predicted_tokens)
     outputs = _op(_input.detach(), *options, *want, False)
     return tuple(o if w else None for o, w in zip(outputs, (True, *want)))
 
 
 def liger_cross_entropy_apply(_input, target, weight=None, *args):
-    """`LigerCrossEntropyFunction.apply`, in a form that torch.compile traces too: without grad, no gradient is computed."""
+    """`LigerCrossEntropyFunction.apply`, for torch.compile too: no gradient where none is wanted."""
     if torch.is_grad_enabled() and _input.requires_grad:
         return LigerCrossEntropyFunction.apply(_input, target, weight, *args)
     return _forward_only(_input, target, weight, *args)
@@ -204,9 +244,11 @@ def cross_entropy_forward(
     return_token_accuracy=False,
     return_predicted_tokens=False,
 ):
-    """Upstream's helper: (loss, z_loss, token_accuracy, predicted_tokens, gradient). The gradient is a new tensor here, `_input`
-    itself where it requires none."""
-    options = _raw_options(_input, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
+    """Upstream's helper: (loss, z_loss, token_accuracy, predicted_tokens, gradient). The gradient is a new
+    tensor here, `_input` itself where it requires none."""
+    options = _raw_options(
+        _input, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap
+    )
     want = (return_z_loss, return_token_accuracy, return_predicted_tokens)
     *outputs, dx = _op(_input.detach(), *options, *want, _input.requires_grad)
     outputs = (o if w else None for o, w in zip(outputs, (True, *want)))

@@ -13,7 +13,8 @@ FUNCTIONAL = ("liger_cross_entropy", "CrossEntropyOutput")
 
 @dataclass
 class CrossEntropyOutput:
-    """What a loss returns instead of the bare loss once more is asked for; the fields not asked for are None."""
+    """What a loss returns instead of the bare loss once more is asked for; the fields not asked for are
+    None."""
 
     loss: torch.Tensor
     z_loss: torch.Tensor | None = None
@@ -42,16 +43,23 @@ def liger_cross_entropy(
     return_predicted_tokens=False,
     in_place=False,
 ):
-    """loss = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i) + lse_square_scale lse^2,   z = softcap tanh(input / softcap).
+    """loss = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i) + lse_square_scale lse^2.
 
-    Called as F.cross_entropy is. input: (n_rows, n_classes), float32, bfloat16, float16 (float64 on the CPU); target: (n_rows,) int64
-    class indices or ignore_index; weight: (n_classes,) or None. a is label_smoothing. The loss is float32 (float64 for float64) whatever the
-    logits; "mean" divides the first two terms by the valid targets' weights and the last by their number, and is 0 where no
-    target is valid. size_average and reduce mean what they mean in torch: they choose the reduction.
-    Returns the loss, or a `CrossEntropyOutput` as soon as a return_* flag is set: z_loss is the last term, without gradient;
-    token_accuracy the share of valid rows where the argmax is the target; predicted_tokens the argmax, -1 in ignored rows.
-    in_place=True permits writing the gradient over `input`'s memory (never without grad, never over a leaf).
-    Raises as `LigerCrossEntropyFunction` does. Sources: arXiv:1512.00567 (smoothing), arXiv:2204.02311 (z-loss).
+    z = softcap tanh(input / softcap), or input.
+
+    Called as F.cross_entropy is. input: (n_rows, n_classes), float32, bfloat16, float16 (float64 on the CPU);
+    target: (n_rows,) int64 class indices or ignore_index; weight: (n_classes,) or None. a is label_smoothing.
+    The loss is float32 (float64 for float64) whatever the logits; "mean" divides the first two terms by the
+    valid targets' weights and the last by their number, and is 0 where no target is valid. size_average and
+    reduce mean what they mean in torch: they choose the reduction.
+    Returns the loss, or a
+    `CrossEntropyOutput` as soon as a return_* flag is set: z_loss is the last term, without gradient;
+    token_accuracy the share of valid rows where the argmax is the target; predicted_tokens the argmax, -1 in
+    ignored rows.
+    in_place=True permits writing the gradient over `input`'s memory (never without grad, never
+    over a leaf).
+    Raises as `LigerCrossEntropyFunction` does. Sources: arXiv:1512.00567 (smoothing),
+    arXiv:2204.02311 (z-loss).
     """
     if size_average is not None or reduce is not None:
         reduction = nn._reduction.legacy_get_string(size_average, reduce)
@@ -61,9 +69,10 @@ def liger_cross_entropy(
 
 
 class LigerCrossEntropyLoss(nn.Module):
-    """`liger_cross_entropy` with its options fixed; `weight` is a plain attribute, on the device of the logits.
+    """`liger_cross_entropy` with its options fixed; `weight` is a plain attribute, on the logits' device.
 
-    Raises ValueError for a label_smoothing outside [0, 1], an unknown reduction, a softcap that is not positive.
+    Raises ValueError for a label_smoothing outside [0, 1], an unknown reduction, a softcap that is not
+    positive.
     """
 
     def __init__(
