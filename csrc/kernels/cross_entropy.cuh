@@ -82,14 +82,18 @@ __device__ __forceinline__ float ce_shifted(const ce_full &s, float m) {
   return s.w == 0.0f ? s.wz : s.wz - s.w * (m - s.m);
 }
 
+/* The same bits whichever is a: the lanes of a warp that exchange states all arrive at one. */
+__device__ __forceinline__ float ce_merged_d(float a_m, float a_d, float b_m, float b_d, float m) {
+  return __fadd_rn(__fmul_rn(a_d, ce_ratio(a_m, m)), __fmul_rn(b_d, ce_ratio(b_m, m)));
+}
 __device__ __forceinline__ ce_plain ce_merge(const ce_plain &a, const ce_plain &b) {
   const float m = fmaxf(a.m, b.m);
-  return {m, a.d * ce_ratio(a.m, m) + b.d * ce_ratio(b.m, m)};
+  return {m, ce_merged_d(a.m, a.d, b.m, b.d, m)};
 }
 __device__ __forceinline__ ce_full ce_merge(const ce_full &a, const ce_full &b) {
   const float m = fmaxf(a.m, b.m);
   const int64_t first = a.argmax < b.argmax ? a.argmax : b.argmax;
-  return {m, a.d * ce_ratio(a.m, m) + b.d * ce_ratio(b.m, m), ce_shifted(a, m) + ce_shifted(b, m), a.w + b.w,
+  return {m, ce_merged_d(a.m, a.d, b.m, b.d, m), ce_shifted(a, m) + ce_shifted(b, m), a.w + b.w,
           a.m > b.m   ? a.argmax
           : b.m > a.m ? b.argmax
                       : first};
@@ -102,15 +106,22 @@ __device__ __forceinline__ ce_full ce_shuffle(const ce_full &s, int mask) {
           gpu_shfl_xor(s.argmax, mask)};
 }
 
-/* The block's state, in warp order. All threads call; all hold the result. scratch: shared, BLOCK_SCRATCH states. */
-template <class State> __device__ __forceinline__ State ce_block_merge(State s, State *scratch) {
-  for (int mask = GPU_LANES / 2; mask > 0; mask /= 2) s = ce_merge(s, ce_shuffle(s, mask));
-  const int n_warps = ((int)blockDim.x + GPU_LANES - 1) / GPU_LANES;
-  if (threadIdx.x % GPU_LANES == 0) scratch[threadIdx.x / GPU_LANES] = s;
-  __syncthreads();
-  s = scratch[0]; /* of one warp too: its lanes may differ in the last bit */
-  for (int i = 1; i < n_warps; i++) s = ce_merge(s, scratch[i]);
+/* The state of `width` lanes (a power of two) that differ in their low bits, as a tree. All lanes call and hold the result. */
+template <class State> __device__ __forceinline__ State ce_warp_merge(State s, int width) {
+  for (int mask = width / 2; mask > 0; mask /= 2)
+    s = ce_merge(s, ce_shuffle(s, mask));
   return s;
+}
+
+/* The block's state; the number of warps is a power of two. All threads call and hold the result. scratch: shared,
+ * BLOCK_SCRATCH states. */
+template <class State> __device__ __forceinline__ State ce_block_merge(State s, State *scratch) {
+  s = ce_warp_merge(s, GPU_LANES);
+  const int n_warps = ((int)blockDim.x + GPU_LANES - 1) / GPU_LANES;
+  if (threadIdx.x % GPU_LANES == 0)
+    scratch[threadIdx.x / GPU_LANES] = s;
+  __syncthreads();
+  return ce_warp_merge(scratch[threadIdx.x & (n_warps - 1)], n_warps);
 }
 
 /* z[0..N) = the logits of N neighbouring elements */

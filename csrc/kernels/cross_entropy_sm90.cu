@@ -2,7 +2,7 @@
  *
  * Plan     a cluster of 1 to 8 blocks per row. Each block copies its slice of the row into shared memory with the bulk copy
  *          engine, 16 KB to an mbarrier, and pushes each piece into the statistics as it lands; the blocks merge their statistics
- *          through distributed shared memory in rank order; each computes its slice of dX from shared memory.
+ *          through distributed shared memory, as a tree; each computes its slice of dX from shared memory.
  *          Slices are small enough for 3 blocks to share a multiprocessor: one loads while another computes or writes.
  * Applies  on compute capability 9.0, to rows of aligned 16-byte vectors that are wider than a few KB; else cross_entropy.cu */
 #include "cross_entropy.cuh"
@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(THREADS, 3)
   if (n_blocks > 1) {
     if (tid == 0) of_block = s;
     cluster.sync();
-    s = *cluster.map_shared_rank(&of_block, 0);
-    for (int i = 1; i < n_blocks; i++) s = ce_merge(s, *cluster.map_shared_rank(&of_block, i));
+    /* each warp reads all states at once, a lane a block: one after the other they would cost a microsecond a row */
+    s = ce_warp_merge(*cluster.map_shared_rank(&of_block, tid & (n_blocks - 1)), n_blocks);
     cluster.barrier_arrive(); /* this block has read the others' */
   }
   const ce_gradient g = ce_finish(p, row, s, t, rank == 0 && tid == 0);
