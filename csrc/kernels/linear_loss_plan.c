@@ -1,13 +1,15 @@
 /* How a linear loss is cut into blocks: a pure function of sizes, dtypes and wishes.
  *
- * Token blocks: r rows of logits at a time, r as large as the budget allows, since a product loses to its short side: on an H200
- * 64 MiB of logits cost 1.4 times what 2 GiB cost, 256 MiB 1.06 times. The rows are dealt out evenly (a last block of one
- * row would cost a whole pass over dW) and rounded up to what the products' tiles want, where the budget permits.
- * Accumulator: adding n blocks in a 16-bit type costs n roundings where eager has one. dW may have three times eager's
- * error: measured and simulated, 10 additions give 1.9 times, 80 give 4.7, 300 give 14; with hidden_size >= 512 up to 20 keep
- * the bound, below that 10. Beyond, dW is added up in fp32. A caller who asks for fp32 gets products that round nothing
- * but the result: on the CPU, where no product takes bf16 and adds in fp32, from a widened copy of the block.
- * Vocabulary blocks (statistics first, then recompute) have their place in the result and are not chosen yet.            */
+ * Token blocks   r rows of logits at a time, r as large as the budget allows, since a product loses to its short
+ *                side: on an H200 64 MiB of logits cost 1.4 times what 2 GiB cost, 256 MiB 1.06 times. The rows are
+ *                dealt out evenly (a last block of one row would cost a whole pass over dW) and rounded up to what
+ *                the products' tiles want, where the budget permits.
+ * Accumulator    adding n blocks in a 16-bit type costs n roundings where eager has one. dW may have three times
+ *                eager's error: measured and simulated, 10 additions give 1.9 times, 80 give 4.7, 300 give 14; with
+ *                hidden_size >= 512 up to 20 keep the bound, below that 10. Beyond, dW is added up in fp32. A caller
+ *                who asks for fp32 gets products that round nothing but the result: on the CPU, where no product
+ *                takes bf16 and adds in fp32, from a widened copy of the block.
+ * Vocabulary     blocks (statistics first, then recompute) have their place in the result and are not chosen yet. */
 #include "../liger.h"
 
 /* Also compiled into the GPU library, by linear_loss.cu; in the CPU library once, not per ISA level. */

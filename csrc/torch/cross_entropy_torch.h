@@ -1,5 +1,5 @@
-// What every glue that ends in the cross entropy row kernel shares: checks of labels and options, the statistics of the targets,
-// the kernel's arguments, the outputs and their sums over rows.
+// What every glue that ends in the cross entropy row kernel shares: checks of labels and options, the
+// statistics of the targets, the kernel's arguments, the outputs and their sums over rows.
 #pragma once
 #include "liger_torch.h"
 
@@ -17,8 +17,8 @@ struct CrossEntropyOutputs {
   Tensor loss, z_loss, accuracy, predicted; // per row; (0,) where not wanted
 };
 
-// `x`: whose rows have the labels, and whose device everything must be on. Checks come first: nothing is written by a call that
-// raises. x_dtype: of the logits, n_cols: how many there are per row.
+// `x`: whose rows have the labels, and whose device everything must be on. Checks come first: nothing is
+// written by a call that raises. x_dtype: of the logits, n_cols: how many there are per row.
 struct CrossEntropy {
   const char *op;
   Arg x, target;
@@ -144,7 +144,8 @@ struct CrossEntropy {
     return out;
   }
 
-  // What the caller gets: the rows themselves for reduction none, else their sums (they are scaled already; accuracy is a mean)
+  // What the caller gets: the rows themselves for reduction none, else their sums (they are scaled already;
+  // accuracy is a mean)
   CrossEntropyOutputs reduce(const CrossEntropyOutputs &out, const CrossEntropyWanted &want,
                              const Tensor &stats, const Scope &scope) const {
     if (!reduced()) return out;

@@ -1,4 +1,5 @@
-// Glue of fused_linear_cross_entropy: schema, checks, and the engine's loop with the cross entropy row kernel in it.
+// Glue of fused_linear_cross_entropy: schema, checks, and the engine's loop with the cross entropy row kernel
+// in it.
 #include "cross_entropy_torch.h"
 #include "linear_loss.h"
 
@@ -6,8 +7,8 @@ using liger::Arg;
 using torch::stable::Tensor;
 
 namespace {
-// loss, z_loss, accuracy, predicted, dx, dweight, dbias; (0,) where not wanted. dloss: the incoming gradient, () or, for reduction
-// none, (n_rows,); without it the gradients are those of the loss itself.
+// loss, z_loss, accuracy, predicted, dx, dweight, dbias; (0,) where not wanted. dloss: the incoming gradient,
+// () or, for reduction none, (n_rows,); without it the gradients are those of the loss itself.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_cross_entropy(
     const Tensor &x_, const Tensor &weight_, const Tensor &target, const std::optional<Tensor> &bias_,
     const std::optional<Tensor> &ce_weight, const std::optional<Tensor> &dloss, int64_t ignore_index,

@@ -3,12 +3,13 @@
 //   for (int64_t b = 0; b < head.plan.n_blocks; b++) {
 //     const liger::LogitsBlock block = head.logits(b);   X_b W^T + bias, in the one reused buffer
 //     ... a row kernel turns block.ptr in place into dlogits ...
-//     head.gradients(block);                             dX_b = D W;  dW += D^T X_b;  dbias += column sums of D
+//     head.gradients(block);                            dX_b = D W;  dW += D^T X_b;  dbias += sums of D
 //   }
 //   head.finish();
 //
-// Products are torch's own, called below the dispatcher. Nothing that nobody asked for is computed or allocated. The first block
-// writes dW, later ones add to it in the plan's accumulator type: no buffer is filled with zeros first.
+// Products are torch's own, called below the dispatcher. Nothing that nobody asked for is computed or
+// allocated. The first block writes dW, later ones add to it in the plan's accumulator type: no buffer is
+// filled with zeros first.
 #pragma once
 #include "liger_torch.h"
 
@@ -216,7 +217,8 @@ private:
       else addmm(accumulator, accumulator, wide_t, xs);
       return;
     }
-    // the product of a slice of the vocabulary, rounded once, then added in fp32: a small scratch instead of one of dW's size
+    // the product of a slice of the vocabulary, rounded once, then added in fp32: a small scratch instead of
+    // one of dW's size
     constexpr int64_t slice_bytes = 16 << 20;
     int64_t slice = slice_bytes / (hidden_size * dtype_size(compute) + 1);
     slice = slice < 1024 ? 1024 : slice;

@@ -1,18 +1,20 @@
-// fp32 += bf16 x bf16, which no shim of torch offers: cuBLAS itself, through the handle that torch made. The handle carries torch's
-// stream, workspace and math mode, so graph capture and determinism settings hold. Found at run time and never linked: its SONAME
-// differs between CUDA 12 and 13. Where the symbol is absent (HIP) the caller has a way without it.
+// fp32 += bf16 x bf16, which no shim of torch offers: cuBLAS itself, through the handle that torch made. The
+// handle carries torch's stream, workspace and math mode, so graph capture and determinism settings hold.
+// Found at run time and never linked: its SONAME differs between CUDA 12 and 13. Where the symbol is absent
+// (HIP) the caller has a way without it.
 #pragma once
 #include <dlfcn.h>
 
 #include "liger_torch.h"
 
-// shim.h hides this behind USE_CUDA. Weak: a torch built for HIP may be without it, and our library must load there too.
+// shim.h hides this behind USE_CUDA. Weak: a torch built for HIP may be without it, and our library must load
+// there too.
 extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError
 torch_get_current_cuda_blas_handle(void **handle);
 
 namespace liger {
-// C (vocab_size, hidden_size) fp32 = [C +] D^T X, with D (n_rows, vocab_size) dense and X (n_rows, hidden_size), both `dtype`.
-// False: not possible here, and nothing was done.
+// C (vocab_size, hidden_size) fp32 = [C +] D^T X, with D (n_rows, vocab_size) dense and X (n_rows,
+// hidden_size), both `dtype`. False: not possible here, and nothing was done.
 inline bool gemm_into_f32(const char *op, float *C, const void *D, const Arg &X, liger_dtype dtype,
                           int64_t n_rows, int64_t vocab_size, int64_t hidden_size, bool add) {
   typedef int (*Gemm)(void *, int, int, int, int, int, const void *, const void *, int, int, const void *,
