@@ -12,6 +12,4 @@ for _module in operator_modules():
     for _name in getattr(_module, "FUNCTIONAL", ()):
         globals()[_name] = getattr(_module, _name)
         __all__.append(_name)
-    if hasattr(_module, "CrossEntropyOutput"):  # the result type of the cross entropies
-        CrossEntropyOutput = _module.CrossEntropyOutput
 del _module, _name

@@ -1,5 +1,7 @@
 """A patched model computes what Hugging Face's computes: loss, every gradient, evaluation and generation."""
 
+import collections
+
 import pytest
 import torch
 from tiny_models import apply_to, assert_same_step, batch, make_model, step
@@ -149,3 +151,26 @@ def test_bfloat16_training():
         return sum((gradients[n].float() - g).norm() / g.norm() for n, g in true.items()) / len(true)
 
     assert error(ours) <= 1.1 * error(theirs)
+
+
+class _Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operators of ours that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "liger":
+            self.counts[function._schema.name.removeprefix("liger::")] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_kernels_run(row, pair):
+    """Every replaced module calls its kernel, once a forward: equal numbers alone would not show it."""
+    _, patched = pair
+    with torch.no_grad(), _Calls() as calls:
+        patched(**batch())
+    for flag, names in patch_report(patched).replaced.items():
+        ran = sum(count for name, count in calls.counts.items() if name.startswith(flag))
+        assert ran == len(names), (flag, calls.counts)
