@@ -1,11 +1,11 @@
-"""Two processes over gloo: DDP, FSDP1 and FSDP2 around a patched model give what one process gives without a patch."""
+"""DDP, FSDP1 and FSDP2 around a patched model, in two processes, give what one plain process gives."""
 
 import functools
 import socket
 
 import pytest
 import torch
-from tiny_models import VOCAB, apply_to, batch, make_model
+from tiny_models import apply_to, batch, make_model
 
 from liger_kernel.transformers.patching.table import MODELS
 
@@ -47,13 +47,6 @@ WRAPPERS = {
     "fsdp2, head in the root": functools.partial(fsdp2, head=False),
     "fsdp2, tied": functools.partial(fsdp2, head=False),
 }
-
-
-def weights_after_a_step(model, calls):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for call in calls:
-        model(**call).loss.backward()
-    optimizer.step()
 
 
 def full(parameter):

@@ -9,6 +9,7 @@ from tiny_models import VOCAB, apply_to, assert_same_step, batch, make_model, st
 
 from liger_kernel.transformers import functional, patch_report, revert
 from liger_kernel.transformers.model import loss_utils
+from liger_kernel.transformers.patching import leaf
 from liger_kernel.transformers.patching.table import MODELS
 
 LLAMA, GEMMA2 = MODELS["llama"], MODELS["gemma2"]
@@ -256,6 +257,13 @@ def test_sharded_weight_is_named(models, shape):
     patched.lm_head.weight = torch.nn.Parameter(torch.zeros(shape))
     with pytest.raises(ValueError, match="sharded"):
         patched(**batch())
+
+
+def test_head_called_twice_in_one_forward():
+    """The first call is the loss's; another (a draft head's, say) gets logits."""
+    head, hidden = leaf.LigerHead(8, VOCAB), torch.randn(1, 4, 8)
+    head._liger_request = leaf.Request(torch.tensor([[1, 2, 3, 4]]), {}, keep_logits=False)
+    assert head(hidden).shape == () and head(hidden).shape == (1, 4, VOCAB)
 
 
 def test_failure_inside_leaves_no_request(models):

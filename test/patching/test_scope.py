@@ -185,7 +185,10 @@ def test_subclass_of_a_users_is_patched(row):
     mine = type("MyModel", (base,), {"__module__": __name__})
     model = make_model(row)
     model.__class__ = mine
+    norm = type(model.model.norm)
+    model.model.norm.__class__ = type("MyNorm", (norm,), {"__module__": __name__})
     apply_to(row, model)
+    assert "model.norm" in patch_report(model).replaced["rms_norm"]
     assert type(model).__name__ == "MyModel" and isinstance(model, mine)
     assert model.train()(**batch()).logits is None
 

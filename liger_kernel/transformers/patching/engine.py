@@ -10,7 +10,9 @@ that global. `revert` puts the very same objects back.
 import importlib
 import logging
 
-from . import fused_head, surgery
+from torch import nn
+
+from . import fused_head, leaf, surgery
 from .report import patch_report, why_inadmissible
 from .table import MODELS
 
@@ -35,17 +37,14 @@ def attributes(base, row_name, flag):
     if flag == "rope":
         forward = surgery.with_global(base.forward, row.rope.function, _ours("rope:liger_rotary_pos_emb"))
         return {"forward": forward}
-    layer = next(layer for layer in row.layers if (layer.flag, layer.cls) == (flag, base.__name__))
-    renamed = {
-        ours: property(lambda self, theirs=theirs: getattr(self, theirs))
-        for ours, theirs in layer.renamed.items()
-    }
-    return {
-        "forward": _ours(layer.source).forward,
-        "__init__": _init_checked(base, layer),
-        **layer.attributes,
-        **renamed,
-    }
+    layer = next(layer for layer in row.layers if layer.cls == surgery.owner(base).__name__)
+    renamed = {ours: _alias(theirs) for ours, theirs in layer.renamed.items()}
+    overrides = {"forward": _ours(layer.source).forward, "__init__": _init_checked(base, layer)}
+    return overrides | layer.attributes | renamed
+
+
+def _alias(name):
+    return property(lambda self: getattr(self, name))  # torch.compile does not trace operator.attrgetter
 
 
 def _init_checked(base, layer):
@@ -68,36 +67,44 @@ def _init_with_head(base):
 
     def __init__(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        fused_head.heads(self)
+        leaf.heads(self)
 
     return __init__
 
 
 def _targets(row, flag, model):
-    """The modules of `model` that the row's `flag` replaces. Without a model: the classes, as (class, name)
-    of the modelling module."""
+    """What the row's `flag` replaces: modules of `model`, or without a model classes of the modelling
+    module."""
+    layers = {layer.cls: layer for layer in row.layers}
     if flag in _HEAD_FLAGS:
         names = [row.head.cls]
     elif flag == "rope":
         names = [row.rope.cls]
     else:
-        names = [layer.cls for layer in row.layers if layer.flag == flag]
+        names = [name for name, layer in layers.items() if layer.flag == flag]
     if model is None:
         modeling = importlib.import_module(row.modeling)
-        found = [(vars(modeling)[name], name) for name in names if name in vars(modeling)]
-    else:
-        found = [(module, surgery.owner(type(module)).__name__) for module in model.modules()]
-        found = [(m, n) for m, n in found if n in names and surgery.owner(type(m)).__module__ == row.modeling]
-        found = [(m, n) for m, n in found if not surgery.has_own_forward(m)]
-        checks = {layer.cls: layer for layer in row.layers}
-        found = [(m, n) for m, n in found if n not in checks or not why_inadmissible(checks[n], m)]
-    if flag == "rope":
-        found = [(t, n) for t, n in found if _reads_rope(row, t if model is None else type(t))]
-    return found
+        return [
+            vars(modeling)[name]
+            for name in names
+            if name in vars(modeling) and _reads_rope(row, flag, vars(modeling)[name])
+        ]
+
+    def fits(module):
+        cls = surgery.owner(type(module))
+        if cls.__name__ not in names or cls.__module__ != row.modeling or surgery.has_own_forward(module):
+            return False
+        admissible = cls.__name__ not in layers or not why_inadmissible(layers[cls.__name__], module)
+        return admissible and _reads_rope(row, flag, cls)
+
+    return [module for module in model.modules() if fits(module)]
 
 
-def _reads_rope(row, cls):
-    return surgery.with_global(surgery.owner(cls).forward, row.rope.function, None) is not None
+def _reads_rope(row, flag, cls):
+    """Whether an attention class calls the function that rope replaces (a newer transformers might have
+    renamed it)."""
+    forward = surgery.owner(cls).forward
+    return flag != "rope" or surgery.with_global(forward, row.rope.function, None) is not None
 
 
 def apply(row, flags, model=None, asked_for=()):
@@ -121,42 +128,39 @@ def apply(row, flags, model=None, asked_for=()):
             f"{', '.join(demanded)}=True matches nothing in {where} (row {row.name!r} of the table)"
         )
     for flag, found in targets.items():
-        for target, name in found:
-            (_patch_module if model is not None else _patch_class)(row, flag, target, name)
+        for target in found:
+            (_patch_module if model is not None else _patch_class)(row, flag, target)
     if nothing:
         logger.warning("%s: %s matched nothing and changed nothing", where, ", ".join(nothing))
-    logger.info(
-        "%s",
-        patch_report(model) if model is not None else f"{where}: {', '.join(targets) or 'nothing'} replaced",
-    )
+    replaced = f"{where}: {', '.join(targets) or 'nothing'} replaced"
+    logger.info("%s", replaced if model is None else patch_report(model))
     return {flag: len(found) for flag, found in targets.items()}
 
 
-def _patch_module(row, flag, module, name):
+def _patch_module(row, flag, module):
     cls = type(module)
     if getattr(cls, "_liger_flag", None) == flag:
         return
     surgery.swap_class(module, surgery.subclass(vars(cls).get("_liger_base", cls), row.name, flag))
     if flag == "fused_linear_cross_entropy":
-        fused_head.heads(module)
+        leaf.heads(module)
 
 
-def _patch_class(row, flag, cls, name):
+def _patch_class(row, flag, cls):
     modeling = importlib.import_module(row.modeling)
     is_layer = flag != "rope" and flag not in _HEAD_FLAGS
     if "_liger_base" in vars(cls) if is_layer else flag in _journal.get(row.name, {}):
         return  # it stands already
     if flag == "rope":
         changes = [(modeling, row.rope.function, _ours("rope:liger_rotary_pos_emb"))]
-    elif (
-        flag in _HEAD_FLAGS
-    ):  # on the class itself: programs hold it by other names too (`from transformers import ...`)
+    elif flag in _HEAD_FLAGS:
+        # On the class itself: programs hold it by other names too (`from transformers import ...`).
         for other in _HEAD_FLAGS:
             _undo(_journal.get(row.name, {}).pop(other, ()))
         overrides = {"_liger_flag": flag, **attributes(cls, row.name, flag)}
         changes = [(cls, attribute, value) for attribute, value in overrides.items()]
     else:
-        changes = [(modeling, name, surgery.subclass(cls, row.name, flag))]
+        changes = [(modeling, cls.__name__, surgery.subclass(cls, row.name, flag))]
     entries = _journal.setdefault(row.name, {}).setdefault(flag, [])
     for target, attribute, value in changes:
         entries.append((target, attribute, vars(target).get(attribute, _MISSING)))
@@ -185,8 +189,8 @@ def revert(target=None):
         return
     for module in target.modules():
         cls = type(module)
-        if cls is fused_head.LigerHead:
-            surgery.swap_class(module, fused_head.nn.Linear)
+        if cls is leaf.LigerHead:
+            surgery.swap_class(module, nn.Linear)
         elif "_liger_base" in vars(cls):
             surgery.swap_class(module, cls._liger_base)
         for attribute in ("_liger_request", "_liger_declined"):
