@@ -167,7 +167,8 @@ def _huge(sample: Sample) -> tuple[dict, int]:
 @pytest.mark.big
 @every_op
 def test_more_than_2_to_the_31_elements(spec):
-    """The last rows of the huge run are those of a run on the last rows alone, bit for bit (products: closely)."""
+    """The last rows of the huge run are those of a run on the last rows alone, bit for bit
+    (products: closely)."""
     sample = spec.big or spec.samples[0]
     if "reduction" in sample.args:  # a mean would scale the two runs differently
         sample = sample.with_args("sum", reduction="sum")

@@ -34,8 +34,11 @@ SANITIZE = [
 def build(sanitize):
     """{name: executable} of every test."""
     work = ROOT / "test" / "build" / ("c-sanitize" if sanitize else "c")
+    work.mkdir(parents=True, exist_ok=True)
+    objects_in = work if sanitize else ROOT / "build" / "native"  # those of the package, if it was built
+    objects_in.mkdir(parents=True, exist_ok=True)
     extra = SANITIZE if sanitize else []
-    native = NativeLibraries(str(ROOT), str(work), None)
+    native = NativeLibraries(str(ROOT), str(objects_in), None)
     jobs = [
         (out, title, [*command[:-2], *extra, *command[-2:]], *rest)
         for source in native._sources("kernels/*.c")

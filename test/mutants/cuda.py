@@ -1,0 +1,91 @@
+"""Faults in the GPU kernels, for --device cuda."""
+
+
+def ops(op, what="test_within_eagers_error"):
+    return ["test/test_ops.py", "-k", f"{what} and {op}-"]
+
+
+def gpu(op, what):
+    return ["test/test_cuda.py", "-k", f"{what} and {op}"]
+
+
+RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
+CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
+COPY_WAIT = "gpu_copy_wait<STAGES - 1>();\n    vec<T, VEC> x[NV];\n    float sum = 0.0f;"
+
+MUTANTS = [
+    (
+        "rms_norm_eps",
+        RMS,
+        "rsqrtf(fmaf(sum, inv_n, eps))",
+        "rsqrtf(sum * inv_n)",
+        ops("rms_norm", "option_changes"),
+    ),
+    ("rms_norm_copy_not_waited_for", RMS, COPY_WAIT, COPY_WAIT.replace("- 1", "+ 1"), ops("rms_norm")),
+    (
+        "rms_norm_other_stream",
+        RMS,
+        "p.threads, shared, stream>>>(\n      (T *)a->Y",
+        "p.threads, shared, 0>>>(\n      (T *)a->Y",
+        gpu("rms_norm", "current_stream"),
+    ),
+    (
+        "rms_norm_dw_of_one_group",
+        RMS,
+        "for (int g = 0; g < at.groups; g++)",
+        "for (int g = 0; g < 1; g++)",
+        ops("rms_norm"),
+    ),
+    ("rope_backward_unturned", ROPE, "a.backward ? -1.0f : 1.0f", "1.0f", ops("rope")),
+    (
+        "rope_dropped_heads",
+        ROPE,
+        "first += plan.groups * HEADS",
+        "first += plan.groups * (HEADS + 1)",
+        ops("rope"),
+    ),
+    ("rope_tail_not_copied", ROPE, "col < a.head_dim; col +=", "col < 2 * half; col +=", ops("rope")),
+    (
+        "rope_other_stream",
+        ROPE,
+        "if (whole) rope_kernel<T, VEC><<<(unsigned)grid, threads, 0, stream>>>",
+        "if (whole) rope_kernel<T, VEC><<<(unsigned)grid, threads, 0, 0>>>",
+        gpu("rope", "current_stream"),
+    ),
+    ("glu_dropped_tail", GLU, "    if (tail) {\n", "    if (tail && !vectors) {\n", ops("swiglu")),
+    (
+        "glu_multiplier_in_gradient",
+        GLU,
+        "x[j] = g[j] * y[j] * slope * gate;",
+        "x[j] = g[j] * y[j] * slope;",
+        ops("swiglu"),
+    ),
+    (
+        "ce_missing_barrier",
+        CE,
+        "scratch[threadIdx.x / GPU_LANES] = s;\n  __syncthreads();",
+        "scratch[threadIdx.x / GPU_LANES] = s;",
+        ops("cross_entropy"),
+    ),
+    (
+        "ce_rescale_skipped",
+        CE,
+        "    s.d *= ce_ratio(s.m, c);\n    s.m = c;",
+        "    s.m = c;",
+        ops("cross_entropy"),
+    ),
+    (
+        "ce_softcap_slope",
+        CE,
+        "dz[j] *= 1.0f - (z[j] * inv) * (z[j] * inv);",
+        "dz[j] *= 1.0f;",
+        ops("cross_entropy"),
+    ),
+    (
+        "row_sum_other_stream",
+        LOSS,
+        "row_sum_kernel<<<1, SUM_THREADS, 0, stream>>>",
+        "row_sum_kernel<<<1, SUM_THREADS, 0, 0>>>",
+        gpu("cross_entropy", "current_stream"),
+    ),
+]

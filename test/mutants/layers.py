@@ -1,0 +1,100 @@
+"""Faults in the glue and in the Python layer."""
+
+
+def ops(op, what):
+    return ["test/test_ops.py", "-k", f"{what} and {op}-"]
+
+
+NUMBERS = "test_within_eagers_error"
+GLUE, TORCH_RMS = "csrc/torch/liger_torch.h", "csrc/torch/rms_norm.cpp"
+PY = "liger_kernel/ops/"
+
+MUTANTS = [
+    (
+        "glue_dy_stride",
+        TORCH_RMS,
+        "a.dY_row_stride = rdy.row_stride;",
+        "a.dY_row_stride = rdy.n_cols;",
+        ops("rms_norm", "layout"),
+    ),
+    (
+        "glue_weight_not_dense",
+        TORCH_RMS,
+        "a.X_row_stride = rx.row_stride;\n  a.Y_row_stride",
+        "a.X_row_stride = rx.n_cols;\n  a.Y_row_stride",
+        ops("rms_norm", "layout"),
+    ),
+    (
+        "glue_shape_unchecked",
+        TORCH_RMS,
+        "  const std::optional<Arg> w = check_weight(op, weight, x);\n  const liger::Scope scope(x);\n"
+        "  const liger::Rows rx = liger::rows(x);\n  Tensor y",
+        '  std::optional<Arg> w;\n  if (weight) w.emplace(liger::dense(Arg(*weight, "weight")));\n'
+        "  const liger::Scope scope(x);\n  const liger::Rows rx = liger::rows(x);\n  Tensor y",
+        ops("rms_norm", "error_names"),
+    ),
+    (
+        "rms_norm_offset_lost_in_backward",
+        PY + "rms_norm.py",
+        "ctx.offset = offset",
+        "ctx.offset = 0.0",
+        ops("rms_norm", NUMBERS),
+    ),
+    (
+        "rms_norm_fake_dtype",
+        PY + "rms_norm.py",
+        "x.new_empty((n_rows,), dtype=accum(x))",
+        "x.new_empty((n_rows,))",
+        ops("rms_norm", "opcheck"),
+    ),
+    (
+        "rope_backward_forwards",
+        PY + "rope.py",
+        "*ctx.options, True)\n        return (dq",
+        "*ctx.options, False)\n        return (dq",
+        ops("rope", NUMBERS),
+    ),
+    (
+        "rope_position_ids_ignored",
+        PY + "rope.py",
+        "        position_ids = (\n            None if cos.dim() == 3 else",
+        "        position_ids = (\n            None if cos.dim() >= 2 else",
+        ops("rope", "option_changes"),
+    ),
+    (
+        "saved_gradient_scaled_in_place",
+        PY + "_saved_grad.py",
+        "return not torch.compiler.is_compiling() and not _graph_is_kept()",
+        "return not torch.compiler.is_compiling()",
+        ["test/test_ops.py", "-k", "second_backward"],
+    ),
+    (
+        "incoming_gradient_ignored",
+        PY + "_saved_grad.py",
+        "    if not may_overwrite_saved():\n        return _scale(grad, dloss)\n    _scale_(grad, dloss)\n"
+        "    return",
+        "    return",
+        ops("cross_entropy", NUMBERS),
+    ),
+    (
+        "flce_frozen_head_gets_no_input_gradient",
+        PY + "fused_linear_cross_entropy.py",
+        "input_requires_grad=needs[0],\n            weight",
+        "input_requires_grad=needs[0] and needs[1],\n            weight",
+        ["test/test_ops.py", "-k", "frozen and fused"],
+    ),
+    (
+        "flce_swapped_bias_gradient",
+        PY + "fused_linear_cross_entropy.py",
+        "return (dx, dw, None, db,",
+        "return (dx, dw, None, None,",
+        ops("fused_linear_cross_entropy", NUMBERS),
+    ),
+    (
+        "selftest_signature",
+        PY + "rms_norm.py",
+        'def forward(ctx, X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None):',
+        'def forward(ctx, X, W, eps, offset=0.0, casting_mode="gemma", in_place=True, row_mode=None):',
+        ["test/test_signatures.py", "-k", "LigerRMSNormFunction"],
+    ),
+]

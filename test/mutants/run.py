@@ -1,0 +1,172 @@
+"""Seeds faults, one at a time, and demands that the tests named for each fail.
+
+    run.py [--only TEXT]                      C kernels, glue and Python, on the CPU
+    run.py --device cuda                      the .cu files, on a machine with nvcc and a GPU
+    run.py --device cuda --build-only DIR     builds the mutated GPU libraries (MUTANT_ARCHS, default 90)
+    run.py --device cuda --prebuilt DIR       runs them on a machine with a GPU and no nvcc
+
+A mutant is (name, file, old text, new text, pytest's arguments) in test/mutants/<stem>.py; the old text
+stands exactly once in the file. The tree is copied, so nothing here is touched; only what a mutant changes is
+compiled again. The named tests must pass before any fault is seeded. Prints a table; exit code 1 if a mutant
+survives.
+"""
+
+import argparse
+import os
+import pathlib
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+SKIPPED = (".git", "__pycache__", ".venv*", "dist", "demo_output", "*.egg-info", ".inductor_cache", "wheel*")
+
+
+def mutants(device, only):
+    found = []
+    for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py")):
+        if path.name != "run.py" and (path.stem == "cuda") == (device == "cuda"):
+            found += [m for m in runpy.run_path(str(path))["MUTANTS"] if not only or only in m[0]]
+    for name, file, old, *_ in found:
+        n = (ROOT / file).read_text().count(old)
+        if n != 1:
+            raise SystemExit(f"{name}: the text to change stands {n} times in {file}, expected once:\n{old}")
+    return found
+
+
+def build(tree, device):
+    env = {**os.environ, "LIGER_CUDA": "1" if device == "cuda" else "0", "LIGER_HIP": "0"}
+    env["LIGER_CUDA_ARCHS"] = os.environ.get("MUTANT_ARCHS", "90")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"a mutant does not compile:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+
+
+def run_tests(tree, device, arguments):
+    """(did they fail, pytest's last line). Errors of collection are no catch."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--device",
+        device,
+        *arguments,
+    ]
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    env.setdefault("OMP_NUM_THREADS", "2")
+    try:
+        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        return True, "ran into the time limit"
+    if done.returncode in (2, 3, 4, 5):
+        raise SystemExit(
+            f"pytest {' '.join(arguments)}: nothing ran\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
+        )
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return done.returncode != 0, failed[0].split(" - ")[0][
+        7:
+    ] if failed else "crashed" if done.returncode else "passed"
+
+
+class Seeded:
+    """The text of `file` with the fault in it, for the length of a with block."""
+
+    def __init__(self, tree, file, old, new):
+        self.path, self.old, self.new = tree / file, old, new
+
+    def __enter__(self):
+        self.text = self.path.read_text()
+        self.path.write_text(self.text.replace(self.old, self.new))
+
+    def __exit__(self, *_):
+        self.path.write_text(self.text)
+
+
+def judge(tree, device, all_mutants, prebuilt, progress):
+    rows, baseline = [], {}
+    for name, file, old, new, arguments in all_mutants:
+        start = time.perf_counter()
+        key = tuple(arguments)
+        compiled = not file.endswith(".py")
+        library = tree / "liger_kernel" / "lib" / "libliger_cuda.so"
+        if key not in baseline:
+            if compiled and not prebuilt:
+                build(tree, device)
+            failed, text = run_tests(tree, device, arguments)
+            if failed:
+                raise SystemExit(f"{name}: its tests fail without any fault: {text}")
+            baseline[key] = True
+        with Seeded(tree, file, old, new):
+            if prebuilt:
+                shutil.copy(library, tree / "good.so")
+                shutil.copy(pathlib.Path(prebuilt) / f"{name}.so", library)
+            elif compiled:
+                build(tree, device)
+            caught, text = run_tests(tree, device, arguments)
+        if prebuilt:
+            shutil.copy(tree / "good.so", library)
+        elif compiled and all_mutants[-1][0] != name:
+            build(tree, device)
+        rows.append(
+            (name, file, "caught" if caught else "SURVIVED", text, f"{time.perf_counter() - start:.0f}")
+        )
+        progress(rows[-1])
+    return rows
+
+
+def build_only(tree, all_mutants, folder, progress):
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, file, old, new, _ in all_mutants:
+        with Seeded(tree, file, old, new):
+            build(tree, "cuda")
+            shutil.copy(
+                tree / "liger_kernel" / "lib" / "libliger_cuda.so", pathlib.Path(folder) / f"{name}.so"
+            )
+        progress((name, file, "built", "", ""))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--only", help="mutants whose name contains this")
+    parser.add_argument("--build-only", metavar="DIR")
+    parser.add_argument("--prebuilt", metavar="DIR")
+    options = parser.parse_args()
+    from liger_kernel.selftest import show
+
+    chosen = mutants(options.device, options.only)
+    n_done = 0
+
+    def progress(row):
+        nonlocal n_done
+        n_done += 1
+        filled = 20 * n_done // len(chosen)
+        print(
+            f"[{'#' * filled}{'.' * (20 - filled)}] {n_done}/{len(chosen)} {row[0]}: {row[2]} {row[3]}",
+            flush=True,
+        )
+
+    with tempfile.TemporaryDirectory(prefix="liger-mutants-") as folder:
+        tree = pathlib.Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*SKIPPED), symlinks=True)
+        if options.build_only:
+            build_only(tree, chosen, options.build_only, progress)
+            return 0
+        rows = judge(tree, options.device, chosen, options.prebuilt, progress)
+    show(f"{len(rows)} mutants", ("mutant", "file", "result", "by", "seconds"), rows)
+    survivors = [r[0] for r in rows if r[2] != "caught"]
+    print(f"{len(rows) - len(survivors)} of {len(rows)} caught", *survivors)
+    return 1 if survivors or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
