@@ -5,7 +5,7 @@
 
 Reads ops_<device>.jsonl, host_overhead_<device>.jsonl, train_step_<device>.jsonl and demo_*.json (the
 demo's result.json). Of each case the last row of ours counts, and of the others the last row from the same
-machine and torch. No figure is typed by hand. """
+machine and torch. No figure is typed by hand."""
 
 import argparse
 import json
@@ -52,14 +52,17 @@ def operators(device):
     body = []
     for (op, case, dtype), by in found.items():
         ours = by["liger"]
-        ms = lambda impl: f"{by[impl][time]:.3g}" if impl in by else "–"
+        ms = {impl: f"{r[time]:.3g}" for impl, r in by.items()}
         name = op if case == op else f"{op} {case}"
-        cells = [name, dtype, f"{ours['floor_full_ms']:.3g}", *map(ms, PEERS), f"**{ms('liger')}**"]
+        cells = [
+            name,
+            dtype,
+            f"{ours['floor_full_ms']:.3g}",
+            *(ms.get(p, "–") for p in PEERS),
+            f"**{ms['liger']}**",
+        ]
         cells.append(f"{ours[time] / ours['floor_full_ms']:.2f}")
-        if "vs_compile" in ours:
-            cells.append(f"{ours['vs_compile']:.2f}")
-        else:
-            cells.append("–")
+        cells.append(f"{ours['vs_compile']:.2f}" if "vs_compile" in ours else "–")
         body.append(cells)
     what = "kernel time" if device == "cuda" else "medians of interleaved rounds"
     head = ["operator", "dtype", "floor", *PEERS.values(), "ours", "ours / floor", "ours / torch.compile"]
