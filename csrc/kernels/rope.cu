@@ -86,8 +86,9 @@ __global__ void __launch_bounds__(THREADS, 2) rope_kernel(const liger_rope_args 
           unpack(y, hi[i]);
 #pragma unroll
           for (int j = 0; j < VEC; j++) {
-            const float turned = x[j] * c[j] - y[j] * s[j];
-            y[j] = y[j] * c[j] + x[j] * s[j];
+            /* written out, so that every instantiation rounds alike */
+            const float turned = fmaf(x[j], c[j], -__fmul_rn(y[j], s[j]));
+            y[j] = fmaf(y[j], c[j], __fmul_rn(x[j], s[j]));
             x[j] = turned;
           }
           T *const out = output(head) + col;
