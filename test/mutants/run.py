@@ -92,30 +92,29 @@ class Seeded:
 
 
 def judge(tree, device, all_mutants, prebuilt, progress):
-    rows, baseline = [], {}
+    library = tree / "liger_kernel" / "lib" / "libliger_cuda.so"
+    if not prebuilt:
+        build(tree, device)
+    for arguments in {tuple(m[4]): m[4] for m in all_mutants}.values():
+        failed, text = run_tests(tree, device, arguments)
+        if failed:
+            raise SystemExit(f"{' '.join(arguments)} fails without any fault: {text}")
+    good = library.read_bytes() if prebuilt else None
+    rows, libraries_are_good = [], True
     for name, file, old, new, arguments in all_mutants:
         start = time.perf_counter()
-        key = tuple(arguments)
         compiled = not file.endswith(".py")
-        library = tree / "liger_kernel" / "lib" / "libliger_cuda.so"
-        if key not in baseline:
-            if compiled and not prebuilt:
-                build(tree, device)
-            failed, text = run_tests(tree, device, arguments)
-            if failed:
-                raise SystemExit(f"{name}: its tests fail without any fault: {text}")
-            baseline[key] = True
+        if not (compiled or libraries_are_good):
+            build(tree, device)
+        libraries_are_good = not compiled or bool(prebuilt)
         with Seeded(tree, file, old, new):
             if prebuilt:
-                shutil.copy(library, tree / "good.so")
                 shutil.copy(pathlib.Path(prebuilt) / f"{name}.so", library)
             elif compiled:
                 build(tree, device)
             caught, text = run_tests(tree, device, arguments)
         if prebuilt:
-            shutil.copy(tree / "good.so", library)
-        elif compiled and all_mutants[-1][0] != name:
-            build(tree, device)
+            library.write_bytes(good)
         rows.append(
             (name, file, "caught" if caught else "SURVIVED", text, f"{time.perf_counter() - start:.0f}")
         )
