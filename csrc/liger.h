@@ -1,11 +1,12 @@
 /* The C API of liger-kernel-c: dtype codes, status codes, and one pair of functions per op and direction.
  *
- *   liger_<op>_<dir>_cpu(args, begin, end)   rows or blocks [begin, end), on the calling thread; C11, no torch
- *   liger_<op>_<dir>_cuda(args, stream)      the whole op, on the caller's stream; nothing allocated, nothing waits
+ *   liger_<op>_<dir>_cpu(args, begin, end)   rows or blocks [begin, end), on the calling thread; C11, no
+ *   torch liger_<op>_<dir>_cuda(args, stream)      the whole op, on the caller's stream; nothing
+ *   allocated, nothing waits
  *
- * Both take the same args struct, so a caller fills it once. Pointers are to the first element, strides and sizes count
- * elements, the last dimension is contiguous. Scratch comes from the caller. Zero rows is success.
- * A function returns LIGER_OK, a negative LIGER_ERR_*, or a positive code of the GPU run time.               */
+ * Both take the same args struct, so a caller fills it once. Pointers are to the first element, strides
+ * and sizes count elements, the last dimension is contiguous. Scratch comes from the caller. Zero rows is
+ * success. A function returns LIGER_OK, a negative LIGER_ERR_*, or a positive code of the GPU run time. */
 #ifndef LIGER_H
 #define LIGER_H
 #include <stdint.h>
@@ -24,12 +25,13 @@ enum {
   LIGER_ERR_OPTION = -3, /* an option outside its range */
 };
 
-/* "x86-64-v4", "x86-64-v3", "x86-64-v2" or "baseline": what the CPU kernels were dispatched to (LIGER_ISA_MAX caps it) */
+/* "x86-64-v4", "x86-64-v3", "x86-64-v2" or "baseline": what the CPU kernels were dispatched to
+ * (LIGER_ISA_MAX caps it) */
 LIGER_API const char *liger_cpu_isa(void);
 LIGER_API const char *liger_error_string(liger_status status);      /* negative codes */
 LIGER_API const char *liger_cuda_error_string(liger_status status); /* any code; in the GPU library */
 
-/* ---- rms_norm --------------------------------------------------------------------------------------------------- */
+/* ---- rms_norm ------------------------------------------------------------------------------------------ */
 typedef enum { LIGER_CAST_NONE = 0, LIGER_CAST_LLAMA = 1, LIGER_CAST_GEMMA = 2 } liger_rms_norm_casting;
 
 typedef struct {
@@ -54,20 +56,24 @@ typedef struct {
   liger_dtype x_dtype, w_dtype;
 } liger_rms_norm_bwd_args;
 
-LIGER_API liger_status liger_rms_norm_fwd_cpu(const liger_rms_norm_fwd_args *a, int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_rms_norm_fwd_cpu(const liger_rms_norm_fwd_args *a, int64_t row_begin,
+                                              int64_t row_end);
 LIGER_API int64_t liger_rms_norm_bwd_blocks_cpu(int64_t n_rows, int64_t n_cols);
-/* dX of the blocks' rows and the blocks' partial sums; then dW = the partials added in block order, columns [begin, end) */
-LIGER_API liger_status liger_rms_norm_bwd_cpu(const liger_rms_norm_bwd_args *a, int64_t block_begin, int64_t block_end);
-LIGER_API liger_status liger_rms_norm_dw_cpu(const liger_rms_norm_bwd_args *a, int64_t col_begin, int64_t col_end);
+/* dX of the blocks' rows and the blocks' partial sums; then dW = the partials added in block order,
+ * columns [begin, end) */
+LIGER_API liger_status liger_rms_norm_bwd_cpu(const liger_rms_norm_bwd_args *a, int64_t block_begin,
+                                              int64_t block_end);
+LIGER_API liger_status liger_rms_norm_dw_cpu(const liger_rms_norm_bwd_args *a, int64_t col_begin,
+                                             int64_t col_end);
 LIGER_API liger_status liger_rms_norm_fwd_cuda(const liger_rms_norm_fwd_args *a, void *stream);
 LIGER_API int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
 LIGER_API liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a, void *stream);
 
-/* ---- swiglu, geglu -----------------------------------------------------------------------------------------------
- *   C  = act(g A) * B * d                        act: silu, or gelu's tanh form; g, d: gate and down multipliers
- *   dA = dC * B * act'(g A) * g * d,   dB = dC * act(g A) * d
- * The CPU functions take a range of tiles: tile t is LIGER_GLU_TILE columns (or what is left) of row t / tiles per row. Contiguous
- * tensors are one row of all their elements.                                                                       */
+/* ---- swiglu, geglu ----------------------------------------------------------------------------------------
+ *   C  = act(g A) * B * d                        act: silu, or gelu's tanh form; g, d: gate and down
+ *   multipliers dA = dC * B * act'(g A) * g * d,   dB = dC * act(g A) * d
+ * The CPU functions take a range of tiles: tile t is LIGER_GLU_TILE columns (or what is left) of row t /
+ * tiles per row. Contiguous tensors are one row of all their elements. */
 enum { LIGER_GLU_TILE = 1024 };
 
 typedef struct {
@@ -86,8 +92,10 @@ typedef struct {
   liger_dtype a_dtype, b_dtype, c_dtype; /* c_dtype: dC's */
 } liger_glu_bwd_args;
 
-LIGER_API liger_status liger_swiglu_fwd_cpu(const liger_glu_fwd_args *a, int64_t tile_begin, int64_t tile_end);
-LIGER_API liger_status liger_swiglu_bwd_cpu(const liger_glu_bwd_args *a, int64_t tile_begin, int64_t tile_end);
+LIGER_API liger_status liger_swiglu_fwd_cpu(const liger_glu_fwd_args *a, int64_t tile_begin,
+                                            int64_t tile_end);
+LIGER_API liger_status liger_swiglu_bwd_cpu(const liger_glu_bwd_args *a, int64_t tile_begin,
+                                            int64_t tile_end);
 LIGER_API liger_status liger_swiglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream);
 LIGER_API liger_status liger_swiglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream);
 LIGER_API liger_status liger_geglu_fwd_cpu(const liger_glu_fwd_args *a, int64_t tile_begin, int64_t tile_end);
@@ -95,8 +103,9 @@ LIGER_API liger_status liger_geglu_bwd_cpu(const liger_glu_bwd_args *a, int64_t 
 LIGER_API liger_status liger_geglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream);
 LIGER_API liger_status liger_geglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream);
 
-/* ---- rope --------------------------------------------------------------------------------------------------------
- * Of every head's vector x, with h = rotary_dim / 2 and the angle's cosine c_i and sine s_i of the token's position:
+/* ---- rope -------------------------------------------------------------------------------------------------
+ * Of every head's vector x, with h = rotary_dim / 2 and the angle's cosine c_i and sine s_i of the token's
+ * position:
  *   y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h),   y_j = x_j   (j >= rotary_dim)
  * Backward is the same map with s negated. Only the first h columns of the tables are read. */
 typedef struct {
@@ -107,12 +116,14 @@ typedef struct {
   void *Q_out, *K_out; /* as Q, K, with strides of their own */
   const void *Q, *K;   /* (batch, n_heads, seq_len, head_dim) in any order of the first three */
   const void *cos, *sin;
-  const int64_t *position_ids; /* (batch, seq_len): rows of the tables; NULL: row = token, batch by the batch stride */
+  const int64_t
+      *position_ids; /* (batch, seq_len): rows of the tables; NULL: row = token, batch by the batch stride */
   liger_rope_strides Q_out_strides, K_out_strides, Q_strides, K_strides;
   int64_t cos_batch_stride, cos_row_stride, sin_batch_stride, sin_row_stride;
   int64_t position_batch_stride, position_token_stride;
   int64_t batch, n_q_heads, n_kv_heads, seq_len, head_dim, rotary_dim;
-  int64_t n_positions; /* rows of the tables. A position outside [0, n_positions): nothing is read, the token's output is NaN */
+  int64_t
+      n_positions; /* rows of the tables. A position outside [0, n_positions): nothing is read, the token's output is NaN */
   int backward;
   liger_dtype q_dtype, k_dtype, table_dtype;
 } liger_rope_args;
@@ -121,20 +132,30 @@ typedef struct {
 LIGER_API liger_status liger_rope_cpu(const liger_rope_args *a, int64_t token_begin, int64_t token_end);
 LIGER_API liger_status liger_rope_cuda(const liger_rope_args *a, void *stream);
 
-/* ---- cross_entropy ---------------------------------------------------------------------------------------------------
- * Per row, with z = softcap * tanh(X / softcap) (or X), p = softmax(z), y = target, V = n_cols, a = label_smoothing:
+/* ---- cross_entropy ----------------------------------------------------------------------------------------
+ * Per row, with z = softcap * tanh(X / softcap) (or X), p = softmax(z), y = target, V = n_cols, a =
+ * label_smoothing:
  *   ce   = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i)          w: class weights, or 1
- *   loss = t (ce_scale ce + z_scale lse_square_scale lse^2)              t: detached p_y with token_scaling, else 1
- *   dX_i = g t [ce_scale ((1 - a) w_y (p_i - [i = y]) + a/V (w_sum p_i - w_i)) + z_scale 2 lse_square_scale lse p_i] (1 - (z_i/softcap)^2)
- * "real" below is fp32, or fp64 when X is fp64. A row whose target is ignore_index has loss, z_loss, accuracy and dX 0, predicted -1.
- * A target outside [0, V): no access out of bounds, loss and dX of that row NaN (the CPU glue refuses it before any work). */
+ *   loss = t (ce_scale ce + z_scale lse_square_scale lse^2)              t: detached p_y with
+ *   token_scaling, else 1 dX_i = g t [ce_scale ((1 - a) w_y (p_i - [i = y]) + a/V (w_sum p_i - w_i)) +
+ *   z_scale 2 lse_square_scale lse p_i] (1 - (z_i/softcap)^2)
+ * "real" below is fp32, or fp64 when X is fp64. A row whose target is ignore_index has loss, z_loss,
+ * accuracy and dX 0, predicted -1. A target outside [0, V): no access out of bounds, loss and dX of that
+ * row NaN (the CPU glue refuses it before any work). */
 typedef enum { LIGER_REDUCE_NONE = 0, LIGER_REDUCE_MEAN = 1, LIGER_REDUCE_SUM = 2 } liger_reduction;
-enum { LIGER_CE_SCALE = 0, LIGER_CE_Z_SCALE = 1, LIGER_CE_W_SUM = 2, LIGER_CE_N_VALID = 3, LIGER_CE_STATS = 4 };
+enum {
+  LIGER_CE_SCALE = 0,
+  LIGER_CE_Z_SCALE = 1,
+  LIGER_CE_W_SUM = 2,
+  LIGER_CE_N_VALID = 3,
+  LIGER_CE_STATS = 4
+};
 
 typedef struct {
-  void *stats;           /* real[LIGER_CE_STATS], device memory: ce_scale, z_scale, w_sum, n_valid. mean: ce_scale = 1 / sum of the valid
+  void *
+      stats; /* real[LIGER_CE_STATS], device memory: ce_scale, z_scale, w_sum, n_valid. mean: ce_scale = 1 / sum of the valid
                             targets' weights, z_scale = 1 / n_valid, both 0 when nothing is valid. sum, none: 1 */
-  void *workspace;       /* liger_cross_entropy_count_workspace_cuda(n_rows, n_cols) bytes; unused on the CPU */
+  void *workspace; /* liger_cross_entropy_count_workspace_cuda(n_rows, n_cols) bytes; unused on the CPU */
   const int64_t *target; /* (n_rows), stride target_stride */
   const void *weight;    /* (n_cols) real, or NULL */
   int64_t n_rows, n_cols, target_stride, ignore_index;
@@ -150,26 +171,30 @@ typedef struct {
   void *dX;           /* (n_rows, n_cols) x_dtype, may be X itself; NULL: forward only */
   const void *X;      /* (n_rows, n_cols), x_dtype */
   const int64_t *target;
-  const void *weight;   /* (n_cols) real, or NULL */
-  const void *stats;    /* from liger_cross_entropy_count, on the same device */
-  const void *row_grad; /* g: (n_rows) real with stride row_grad_stride (0: one value for all); NULL: 1. Scales dX alone */
+  const void *weight; /* (n_cols) real, or NULL */
+  const void *stats;  /* from liger_cross_entropy_count, on the same device */
+  const void *
+      row_grad; /* g: (n_rows) real with stride row_grad_stride (0: one value for all); NULL: 1. Scales dX alone */
   int64_t n_rows, n_cols, X_row_stride, dX_row_stride, target_stride, row_grad_stride, ignore_index;
   double label_smoothing, lse_square_scale, softcap; /* softcap 0: none */
   int token_scaling;
   liger_dtype x_dtype;
 } liger_cross_entropy_args;
 
-/* The sums over the targets have a fixed order, so one call takes all rows (begin 0, end n_rows on the CPU). */
-LIGER_API liger_status liger_cross_entropy_count_cpu(const liger_cross_entropy_count_args *a, int64_t begin, int64_t end);
+/* The sums over the targets have a fixed order, so one call takes all rows (begin 0, end n_rows on the
+ * CPU). */
+LIGER_API liger_status liger_cross_entropy_count_cpu(const liger_cross_entropy_count_args *a, int64_t begin,
+                                                     int64_t end);
 LIGER_API int64_t liger_cross_entropy_count_workspace_cuda(int64_t n_rows, int64_t n_cols);
 LIGER_API liger_status liger_cross_entropy_count_cuda(const liger_cross_entropy_count_args *a, void *stream);
-LIGER_API liger_status liger_cross_entropy_cpu(const liger_cross_entropy_args *a, int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_cross_entropy_cpu(const liger_cross_entropy_args *a, int64_t row_begin,
+                                               int64_t row_end);
 LIGER_API liger_status liger_cross_entropy_cuda(const liger_cross_entropy_args *a, void *stream);
 /* the first row whose target is neither ignore_index nor in [0, n_cols), or -1 */
-LIGER_API int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_stride, int64_t n_rows,
-                                                    int64_t n_cols, int64_t ignore_index);
+LIGER_API int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_stride,
+                                                    int64_t n_rows, int64_t n_cols, int64_t ignore_index);
 
-/* ---- reductions and scales of losses -------------------------------------------------------------------------------- */
+/* ---- reductions and scales of losses ------------------------------------------------------------------- */
 typedef struct {
   void *out;           /* real[1]: sum(x) / divisor, the terms in a fixed order; 0 where the divisor is 0 */
   const void *x;       /* (n) real */
@@ -179,8 +204,9 @@ typedef struct {
   liger_dtype dtype; /* of "real": fp32 or fp64 */
 } liger_row_sum_args;
 
-/* dst = src * scale, the incoming gradient times a gradient that the forward saved. With dst == src, rows whose scale is
- * exactly 1 are not touched: the usual loss.backward() costs one launch that returns at once, and nothing waits for the value. */
+/* dst = src * scale, the incoming gradient times a gradient that the forward saved. With dst == src, rows
+ * whose scale is exactly 1 are not touched: the usual loss.backward() costs one launch that returns at
+ * once, and nothing waits for the value. */
 typedef struct {
   void *dst;         /* (n_rows, n_cols) x_dtype */
   const void *src;   /* (n_rows, n_cols) x_dtype; may be dst */
@@ -189,22 +215,25 @@ typedef struct {
   liger_dtype x_dtype, scale_dtype; /* scale_dtype: fp32 or fp64 */
 } liger_scale_grad_args;
 
-LIGER_API liger_status liger_row_sum_cpu(const liger_row_sum_args *a, int64_t begin, int64_t end); /* begin 0, end n */
+LIGER_API liger_status liger_row_sum_cpu(const liger_row_sum_args *a, int64_t begin,
+                                         int64_t end); /* begin 0, end n */
 LIGER_API int64_t liger_row_sum_workspace_cuda(int64_t n);
 LIGER_API liger_status liger_row_sum_cuda(const liger_row_sum_args *a, void *stream);
-LIGER_API liger_status liger_scale_grad_cpu(const liger_scale_grad_args *a, int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_scale_grad_cpu(const liger_scale_grad_args *a, int64_t row_begin,
+                                            int64_t row_end);
 LIGER_API liger_status liger_scale_grad_cuda(const liger_scale_grad_args *a, void *stream);
 
-/* ---- linear losses ---------------------------------------------------------------------------------------------------
- * Everything that ends in a vocabulary: logits = X W^T + bias, block by block, each block turned in place into dlogits.
- * The plan says how the work is cut. It depends on its arguments alone, so it can be tested, printed and predicted.       */
+/* ---- linear losses ----------------------------------------------------------------------------------------
+ * Everything that ends in a vocabulary: logits = X W^T + bias, block by block, each block turned in place
+ * into dlogits. The plan says how the work is cut. It depends on its arguments alone, so it can be tested,
+ * printed and predicted. */
 typedef enum { LIGER_TOKEN_BLOCKS = 0, LIGER_VOCAB_BLOCKS = 1 } liger_loop_order;
 enum { LIGER_ACCUM_AUTO = -1 };
 
 typedef struct {
   int64_t n_rows, hidden_size, vocab_size; /* X (n_rows, hidden_size), W (vocab_size, hidden_size) */
   int64_t memory_budget;                   /* bytes that a block may take */
-  int64_t chunk_mem_const;                 /* above 1: blocks of about that many times X's size, within the budget */
+  int64_t chunk_mem_const; /* above 1: blocks of about that many times X's size, within the budget */
   int needs_dx, needs_dw, on_gpu;
   int accum; /* a liger_dtype that the caller insists on for dW, or LIGER_ACCUM_AUTO */
   liger_dtype compute_dtype, w_dtype;
@@ -219,7 +248,8 @@ typedef struct {
   int widen_block;         /* dlogits are copied to fp32 for the dW product, which then rounds nothing */
 } liger_linear_loss_plan_result;
 
-LIGER_API liger_status liger_linear_loss_plan(const liger_linear_loss_plan_args *a, liger_linear_loss_plan_result *plan);
+LIGER_API liger_status liger_linear_loss_plan(const liger_linear_loss_plan_args *a,
+                                              liger_linear_loss_plan_result *plan);
 
 /* dst = src, or dst + src, rounded once */
 typedef struct {

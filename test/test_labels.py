@@ -1,4 +1,6 @@
-"""Labels out of range: a named error on the CPU, NaN on a GPU (never a plausible number), an error there on request."""
+"""Labels out of range: a named error on the CPU, NaN on a GPU (never a plausible number), an error there on
+request.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from liger_kernel.transformers.functional import liger_cross_entropy, liger_fuse
 
 
 def losses(device):
-    """{name: function of (target, reduction)} on fixed logits of 5 rows and 11 classes, and what they compute."""
+    """{name: function of (target, reduction)} on fixed logits of 5 rows and 11 classes, and what they
+    compute.
+    """
     torch.manual_seed(0)
     x, w = torch.randn(5, 8, device=device), torch.randn(11, 8, device=device)
     logits = x @ w.t()

@@ -9,13 +9,10 @@ static int cpu_level = LIGER_LOWEST_LEVEL;
 __attribute__((constructor)) static void choose_level(void) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4"))
-    cpu_level = 4;
-  else if (__builtin_cpu_supports("x86-64-v3"))
-    cpu_level = 3;
+  if (__builtin_cpu_supports("x86-64-v4")) cpu_level = 4;
+  else if (__builtin_cpu_supports("x86-64-v3")) cpu_level = 3;
   const char *cap = getenv("LIGER_ISA_MAX"); /* so that tests can run every level */
-  if (cap && atoi(cap) >= LIGER_LOWEST_LEVEL && atoi(cap) < cpu_level)
-    cpu_level = atoi(cap);
+  if (cap && atoi(cap) >= LIGER_LOWEST_LEVEL && atoi(cap) < cpu_level) cpu_level = atoi(cap);
 #endif
 }
 

@@ -1,10 +1,14 @@
-/* cross_entropy   ce = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i),   loss = t (ce_scale ce + z_scale s lse^2)     per row
+/* cross_entropy   ce = (1 - a) w_y (lse - z_y) + a/V sum_i w_i (lse - z_i),   loss = t (ce_scale ce +
+ * z_scale s lse^2)     per row
  *                 dX and the meaning of ce_scale, z_scale and t: see liger_cross_entropy_args
- * Shapes          X dX (n_rows, n_cols), last dim contiguous; loss z_loss accuracy predicted target (n_rows); weight (n_cols)
+ * Shapes          X dX (n_rows, n_cols), last dim contiguous; loss z_loss accuracy predicted target
+ * (n_rows); weight (n_cols)
  * Rounding        everything in `real`; p - 1 is formed before anything is rounded; dX is rounded once
- * Plan            a row passes through a buffer of CE_TILE columns that stays in L1, once for the softmax statistics and once
+ * Plan            a row passes through a buffer of CE_TILE columns that stays in L1, once for the softmax
+ * statistics and once
  *                 more for the gradient; the second reading of the row comes from L2
- * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118; online softmax arXiv:1805.02867 */
+ * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118;
+ * online softmax arXiv:1805.02867 */
 #include "primitives.h"
 
 enum { CE_TILE = 2048 };
@@ -70,7 +74,8 @@ static void fill_gradient(const liger_cross_entropy_args *a, int64_t row, real v
               a->x_dtype);
 }
 
-/* the outputs of a row that has no loss of its own: value 0 for an ignored row, NaN for a label out of range */
+/* the outputs of a row that has no loss of its own: value 0 for an ignored row, NaN for a label out of
+ * range */
 static void fill_row(const liger_cross_entropy_args *a, int64_t row, real value) {
   ((real *)a->loss)[row] = value;
   if (a->z_loss) ((real *)a->z_loss)[row] = value;

@@ -1,15 +1,21 @@
-/* cross_entropy   loss and dX of every row of logits; the equations stand at liger_cross_entropy_args and in cross_entropy.c
- * Shapes          X dX (n_rows, n_cols), last dim contiguous; loss z_loss accuracy predicted target (n_rows); weight (n_cols)
+/* cross_entropy   loss and dX of every row of logits; the equations stand at liger_cross_entropy_args and
+ * in cross_entropy.c
+ * Shapes          X dX (n_rows, n_cols), last dim contiguous; loss z_loss accuracy predicted target
+ * (n_rows); weight (n_cols)
  * Rounding        fp32 to the end; p - 1 is formed before anything is rounded; dX is rounded once
  * Floor           forward N*s bytes, with gradient 2*N*s    (N = n_rows*n_cols)
- * Plan            a block per row: statistics with 4 vectors of 16 bytes per thread in flight, then the row again, mostly from L2,
- *                 for the gradient. On Hopper a row stays in the shared memory of a cluster instead: cross_entropy_sm90.cu.
- *                 Rows whose start is not aligned (an odd vocabulary) begin and end with single elements
- * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118; online softmax arXiv:1805.02867 */
+ * Plan            a block per row: statistics with 4 vectors of 16 bytes per thread in flight, then the
+ * row again, mostly from L2,
+ *                 for the gradient. On Hopper a row stays in the shared memory of a cluster instead:
+ *                 cross_entropy_sm90.cu. Rows whose start is not aligned (an odd vocabulary) begin and end
+ *                 with single elements
+ * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118;
+ * online softmax arXiv:1805.02867 */
 #include "cross_entropy.cuh"
 
 namespace {
-/* A row as `head` single elements up to the first 16-byte boundary, whole vectors, and `tail` single elements. */
+/* A row as `head` single elements up to the first 16-byte boundary, whole vectors, and `tail` single
+ * elements. */
 struct row_cut {
   int64_t head, n_vecs, tail;
 };
@@ -96,13 +102,14 @@ __global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_p
     dX[tail_col + tid] = ce_dx<FULL>(p, g, t, load_vec<T, 1>(X + tail_col + tid), tail_col + tid).v[0];
 }
 
-/* Threads of a block: enough for 4 vectors each, so that narrow rows leave room for other rows on the multiprocessor. */
+/* Threads of a block: enough for 4 vectors each, so that narrow rows leave room for other rows on the
+ * multiprocessor. */
 int plan_threads(int64_t n_cols, int elem_size) {
   const int64_t n_vecs = n_cols * elem_size / 16;
   return n_vecs <= 256 ? 64 : n_vecs <= 1024 ? 256 : n_vecs <= 4096 ? 512 : 1024;
 }
 
-/* ---- statistics of the targets: slices of the rows (and classes), one per block, then the slices in order ------------------------ */
+/* ---- statistics of the targets: slices of the rows (and classes), one per block, then the slices in order  */
 constexpr int COUNT_THREADS = 1024;
 constexpr int64_t COUNT_SLICE = 16384, COUNT_MAX_BLOCKS = 256;
 int64_t count_blocks(int64_t n) {
@@ -110,8 +117,8 @@ int64_t count_blocks(int64_t n) {
   return b < 1 ? 1 : b < COUNT_MAX_BLOCKS ? b : COUNT_MAX_BLOCKS;
 }
 
-/* sums: weights of the valid targets, their number, weights of all classes. partial (3, blocks): where the slices meet; in the
- * second launch `merge` they are read instead of the targets. */
+/* sums: weights of the valid targets, their number, weights of all classes. partial (3, blocks): where the
+ * slices meet; in the second launch `merge` they are read instead of the targets. */
 __global__ void __launch_bounds__(COUNT_THREADS)
     cross_entropy_count_kernel(float *stats, float *partial, const int64_t *target, const float *weight,
                                int64_t n_rows, int64_t n_cols, int64_t target_stride, int64_t ignore_index,

@@ -1,10 +1,13 @@
-/* cross_entropy on Hopper: a row stays on the chip between its two uses, so it is read from memory once and written once.
+/* cross_entropy on Hopper: a row stays on the chip between its two uses, so it is read from memory once
+ * and written once.
  *
- * Plan     a cluster of 1 to 8 blocks per row. Each block copies its slice of the row into shared memory with the bulk copy
- *          engine, 16 KB to an mbarrier, and pushes each piece into the statistics as it lands; the blocks merge their statistics
- *          through distributed shared memory, as a tree; each computes its slice of dX from shared memory.
- *          Slices are small enough for 3 blocks to share a multiprocessor: one loads while another computes or writes.
- * Applies  on compute capability 9.0, to rows of aligned 16-byte vectors that are wider than a few KB; else cross_entropy.cu */
+ * Plan     a cluster of 1 to 8 blocks per row. Each block copies its slice of the row into shared memory
+ *          with the bulk copy engine, 16 KB to an mbarrier, and pushes each piece into the statistics as
+ *          it lands; the blocks merge their statistics through distributed shared memory, as a tree; each
+ *          computes its slice of dX from shared memory. Slices are small enough for 3 blocks to share a
+ *          multiprocessor: one loads while another computes or writes.
+ * Applies  on compute capability 9.0, to rows of aligned 16-byte vectors that are wider than a few KB;
+ *          else cross_entropy.cu */
 #include "cross_entropy.cuh"
 
 #if LIGER_HIP
@@ -65,8 +68,8 @@ __device__ __forceinline__ void barrier_wait(uint64_t *bar) {
 }
 #endif
 
-/* Block r of the cluster holds columns [r * slice_cols, ...) of the row; slice_cols is a multiple of the vector width, and the
- * last slices may be short or empty. */
+/* Block r of the cluster holds columns [r * slice_cols, ...) of the row; slice_cols is a multiple of the
+ * vector width, and the last slices may be short or empty. */
 template <typename T, bool FULL>
 __global__ void __launch_bounds__(THREADS, 3)
     cross_entropy_cluster_kernel(const ce_params p, int64_t slice_cols) {
@@ -131,7 +134,8 @@ __global__ void __launch_bounds__(THREADS, 3)
   if (n_blocks > 1) {
     if (tid == 0) of_block = s;
     cluster.sync();
-    /* each warp reads all states at once, a lane a block: one after the other they would cost a microsecond a row */
+    /* each warp reads all states at once, a lane a block: one after the other they would cost a
+     * microsecond a row */
     s = ce_warp_merge(*cluster.map_shared_rank(&of_block, tid & (n_blocks - 1)), n_blocks);
     cluster.barrier_arrive(); /* this block has read the others' */
   }
@@ -156,7 +160,8 @@ constexpr bool built_for_hopper() {
   return false;
 }
 
-/* The fewest blocks whose slices leave room for 3 on a multiprocessor; 8, with room for fewer, for the widest rows. 0: too wide. */
+/* The fewest blocks whose slices leave room for 3 on a multiprocessor; 8, with room for fewer, for the
+ * widest rows. 0: too wide. */
 int plan_cluster(int64_t row_bytes) {
   for (int n = 1; n <= MAX_CLUSTER; n *= 2)
     if ((row_bytes + n - 1) / n <= SLICE_BYTES) return n;

@@ -15,8 +15,8 @@
 #define LIGER_RT(x) cuda##x
 #endif
 
-/* Threads that run in step. 64 on CDNA, 32 elsewhere; the host never needs it: launch plans count in GPU_MIN_LANES, and
- * shared arrays are sized for the narrowest warp.                                                                     */
+/* Threads that run in step. 64 on CDNA, 32 elsewhere; the host never needs it: launch plans count in
+ * GPU_MIN_LANES, and shared arrays are sized for the narrowest warp. */
 #if LIGER_HIP && defined(__GFX9__)
 #define GPU_LANES 64
 #else
@@ -32,7 +32,8 @@ struct gpu_bf16 {
   uint16_t bits;
 };
 static __device__ __forceinline__ float to_f32(gpu_bf16 v) { return __uint_as_float((uint32_t)v.bits << 16); }
-static __device__ __forceinline__ void from_f32(gpu_bf16 &d, float v) { /* to nearest even; a NaN stays a quiet NaN */
+static __device__ __forceinline__ void from_f32(gpu_bf16 &d,
+                                                float v) { /* to nearest even; a NaN stays a quiet NaN */
   const uint32_t u = __float_as_uint(v);
   d.bits = v != v ? (uint16_t)0x7fc0 : (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
@@ -46,7 +47,8 @@ static __device__ __forceinline__ float to_f32(__half v) { return __half2float(v
 static __device__ __forceinline__ void from_f32(float &d, float v) { d = v; }
 static __device__ __forceinline__ void from_f32(__half &d, float v) { d = __float2half_rn(v); }
 
-/* Two neighbours at once. A conversion of a pair is one instruction where one of a single value is a slow one. */
+/* Two neighbours at once. A conversion of a pair is one instruction where one of a single value is a slow
+ * one. */
 template <typename T> static __device__ __forceinline__ void from_f32_pair(T *d, float a, float b) {
   from_f32(d[0], a);
   from_f32(d[1], b);
@@ -59,7 +61,8 @@ template <typename T> static __device__ __forceinline__ void to_f32_pair(const T
   a = to_f32(p[0]);
   b = to_f32(p[1]);
 }
-static __device__ __forceinline__ void to_f32_pair(const gpu_bf16 *p, float &a, float &b) { /* a bf16 is the upper half of an fp32 */
+static __device__ __forceinline__ void to_f32_pair(const gpu_bf16 *p, float &a,
+                                                   float &b) { /* a bf16 is the upper half of an fp32 */
   uint32_t bits;
   __builtin_memcpy(&bits, p, sizeof bits);
   a = __uint_as_float(bits << 16);
@@ -108,21 +111,24 @@ static __device__ __forceinline__ void gpu_store_stream(uint4 *p, uint4 v) {
 #endif
 }
 
-/* A 16-byte copy from global to shared memory that does not wait and takes no register; zeros where `valid` is false (`from` is then not
- * read). The thread that issued it may read the bytes after gpu_copy_wait<N>(), when at most its N newest committed groups are still on
- * the way. Synchronous before sm_80 and on HIP.                                                                                       */
+/* A 16-byte copy from global to shared memory that does not wait and takes no register; zeros where
+ * `valid` is false (`from` is then not read). The thread that issued it may read the bytes after
+ * gpu_copy_wait<N>(), when at most its N newest committed groups are still on the way. Synchronous before
+ * sm_80 and on HIP. */
 static __device__ __forceinline__ void gpu_copy_now(uint4 *to, const void *from, bool valid) {
   *to = valid ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
 }
 #if LIGER_HIP
-static __device__ __forceinline__ void gpu_copy_async(uint4 *to, const void *from, bool valid) { gpu_copy_now(to, from, valid); }
+static __device__ __forceinline__ void gpu_copy_async(uint4 *to, const void *from, bool valid) {
+  gpu_copy_now(to, from, valid);
+}
 static __device__ __forceinline__ void gpu_copy_commit(void) {}
 template <int N> static __device__ __forceinline__ void gpu_copy_wait(void) {}
 #else
 static __device__ __forceinline__ void gpu_copy_async(uint4 *to, const void *from, bool valid) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-               "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)),
+               "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 #else
   gpu_copy_now(to, from, valid);
@@ -140,7 +146,8 @@ template <int N> static __device__ __forceinline__ void gpu_copy_wait(void) {
 }
 #endif
 
-/* Whether `kernel` can be launched with `bytes` of dynamic shared memory on the current device; allows it if so. Host. */
+/* Whether `kernel` can be launched with `bytes` of dynamic shared memory on the current device; allows it
+ * if so. Host. */
 template <typename Kernel> static inline bool gpu_allow_shared(Kernel kernel, size_t bytes) {
   if (bytes <= 47 * 1024) /* 48 KB without leave, and up to 1 KB of it static */
     return true;
@@ -158,14 +165,11 @@ template <typename Kernel> static inline bool gpu_allow_shared(Kernel kernel, si
 /* Multiprocessors of the current device: how wide a persistent grid is. Cheap, and never waits. */
 static inline int gpu_multiprocessors(void) {
   int device = 0, n = 0;
-  if (LIGER_RT(GetDevice)(&device) != LIGER_RT(Success))
-    return 1;
+  if (LIGER_RT(GetDevice)(&device) != LIGER_RT(Success)) return 1;
 #if LIGER_HIP
-  if (hipDeviceGetAttribute(&n, hipDeviceAttributeMultiprocessorCount, device) != hipSuccess)
-    return 1;
+  if (hipDeviceGetAttribute(&n, hipDeviceAttributeMultiprocessorCount, device) != hipSuccess) return 1;
 #else
-  if (cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    return 1;
+  if (cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
 #endif
   return n > 0 ? n : 1;
 }

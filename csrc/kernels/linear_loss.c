@@ -1,8 +1,10 @@
 /* What the block loop of a linear loss needs beside the products and the loss kernel.
  *
- * convert     dst = src, or dst + src: operands and results whose dtype is not the products', dW's accumulators
- * bias_grad   sum = column sums of dlogits, or sum + them. Rows are added in groups of 64 and the groups in order:
- *             as exact as a cascade, and the same bits whatever the thread count, since a column has one thread */
+ * convert     dst = src, or dst + src: operands and results whose dtype is not the products', dW's
+ *             accumulators
+ * bias_grad   sum = column sums of dlogits, or sum + them. Rows are added in groups of 64 and the groups
+ *             in order: as exact as a cascade, and the same bits whatever the thread count, since a column
+ *             has one thread */
 #include "primitives.h"
 
 enum { LL_TILE = 2048, LL_COLS = 256, LL_GROUP = 64 };

@@ -1,8 +1,9 @@
 /* What the block loop of a linear loss needs beside products and loss kernel (definitions: linear_loss.c).
  *
- * convert     bound by memory: 8 neighbouring elements a thread, whole vectors where base, strides and width allow
- * bias_grad   a thread per column and slice of the rows; a second kernel adds the slices' sums in order: the same
- *             bits every run */
+ * convert     bound by memory: 8 neighbouring elements a thread, whole vectors where base, strides and
+ *             width allow
+ * bias_grad   a thread per column and slice of the rows; a second kernel adds the slices' sums in order:
+ *             the same bits every run */
 #include "primitives.cuh"
 
 #define LIGER_GPU_UNIT 1

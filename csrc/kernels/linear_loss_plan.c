@@ -1,16 +1,18 @@
 /* How a linear loss is cut into blocks: a pure function of sizes, dtypes and wishes.
  *
- * Token blocks   r rows of logits at a time, r as large as the budget allows, since a product loses to its short
- *                side: on an H200 64 MiB of logits cost 1.4 times what 2 GiB cost, 256 MiB 1.06 times. The rows are
- *                dealt out evenly (a last block of one row would cost a whole pass over dW) and rounded up to what
- *                the products' tiles want, where the budget permits.
- * Accumulator    adding n blocks in a 16-bit type costs n roundings where eager has one. dW may have three times
- *                eager's error: measured and simulated, 10 additions give 1.9 times, 80 give 4.7, 300 give 14; with
- *                hidden_size >= 512 up to 20 keep the bound, below that 10. Beyond, dW is added up in fp32. A caller
- *                who asks for fp32 gets products that round nothing but the result: on the CPU, where no product
- *                takes bf16 and adds in fp32, from a widened copy of the block.
- *                On a GPU fp16 is always added up in fp32: cuBLAS may reduce fp16 products in fp16 themselves.
- * Vocabulary     blocks (statistics first, then recompute) have their place in the result and are not chosen yet. */
+ * Token blocks   r rows of logits at a time, r as large as the budget allows, since a product loses to its
+ *                short side: on an H200 64 MiB of logits cost 1.4 times what 2 GiB cost, 256 MiB 1.06
+ *                times. The rows are dealt out evenly (a last block of one row would cost a whole pass
+ *                over dW) and rounded up to what the products' tiles want, where the budget permits.
+ * Accumulator    adding n blocks in a 16-bit type costs n roundings where eager has one. dW may have three
+ *                times eager's error: measured and simulated, 10 additions give 1.9 times, 80 give 4.7,
+ *                300 give 14; with hidden_size >= 512 up to 20 keep the bound, below that 10. Beyond, dW
+ *                is added up in fp32. A caller who asks for fp32 gets products that round nothing but the
+ *                result: on the CPU, where no product takes bf16 and adds in fp32, from a widened copy of
+ *                the block. On a GPU fp16 is always added up in fp32: cuBLAS may reduce fp16 products in
+ *                fp16 themselves.
+ * Vocabulary     blocks (statistics first, then recompute) have their place in the result and are not
+ *                chosen yet. */
 #include "../liger.h"
 
 /* Also compiled into the GPU library, by linear_loss.cu; in the CPU library once, not per ISA level. */
@@ -18,7 +20,8 @@
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 static int64_t plan_dtype_size(liger_dtype t) { return t == LIGER_F64 ? 8 : t == LIGER_F32 ? 4 : 2; }
 
-/* rows of a block that is about chunk_mem_const times as large as X, a power of two: what that option means upstream */
+/* rows of a block that is about chunk_mem_const times as large as X, a power of two: what that option
+ * means upstream */
 static int64_t wished_rows(const liger_linear_loss_plan_args *a) {
   if (a->chunk_mem_const <= 1 || a->hidden_size < 1 || a->vocab_size < 1) return a->n_rows;
   const int64_t most = ceil_div(a->vocab_size,
@@ -30,7 +33,8 @@ static int64_t wished_rows(const liger_linear_loss_plan_args *a) {
   return r;
 }
 
-/* even blocks of at most `most` rows, each a multiple of what the products' tiles want, if that costs no block more */
+/* even blocks of at most `most` rows, each a multiple of what the products' tiles want, if that costs no
+ * block more */
 static int64_t even_rows(int64_t n_rows, int64_t most, int on_gpu) {
   if (most >= n_rows) return n_rows;
   const int64_t rows = ceil_div(n_rows, ceil_div(n_rows, most));

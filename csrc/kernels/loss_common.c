@@ -1,8 +1,9 @@
-/* What the losses share: the sum over rows that reduction="mean" and "sum" end in, and the incoming gradient applied to a
- * gradient that the forward saved.
+/* What the losses share: the sum over rows that reduction="mean" and "sum" end in, and the incoming
+ * gradient applied to a gradient that the forward saved.
  *
  * row_sum      out = sum(x) / divisor
- * scale_grad   dst = src * scale, per row or one scale for all; in place, rows whose scale is exactly 1 are left alone */
+ * scale_grad   dst = src * scale, per row or one scale for all; in place, rows whose scale is exactly 1
+ *              are left alone */
 #include "primitives.h"
 
 liger_status LIGER_KERNEL(row_sum)(const liger_row_sum_args *a, int64_t begin, int64_t end) {

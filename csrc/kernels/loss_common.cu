@@ -1,7 +1,9 @@
-/* What the losses share: row_sum, out = sum(x) / divisor, and scale_grad, dst = src * scale; see liger.h and loss_common.c.
+/* What the losses share: row_sum, out = sum(x) / divisor, and scale_grad, dst = src * scale; see liger.h
+ * and loss_common.c.
  *
  * Plan   row_sum: slices of x, one per block, then their sums in order: the same bits every run.
- *        scale_grad: a persistent grid over pieces of rows, so that the launch whose scale is 1 ends in microseconds. */
+ *        scale_grad: a persistent grid over pieces of rows, so that the launch whose scale is 1 ends in
+ *        microseconds. */
 #include "primitives.cuh"
 
 namespace {

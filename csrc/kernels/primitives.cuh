@@ -1,11 +1,12 @@
-/* What every GPU kernel is built from. Each primitive says who takes part and who holds the result (as CUB does). */
+/* What every GPU kernel is built from. Each primitive says who takes part and who holds the result (as CUB
+ * does). */
 #ifndef LIGER_PRIMITIVES_CUH
 #define LIGER_PRIMITIVES_CUH
 #include "gpu.h"
 
 #include <stdint.h>
 
-/* ---- vectors of one row ------------------------------------------------------------------------------------------------ */
+/* ---- vectors of one row -------------------------------------------------------------------------------- */
 /* N neighbouring elements, moved as one access: N * sizeof(T) is 16 (or N is 1). */
 template <typename T, int N> struct alignas(N * sizeof(T)) vec {
   T v[N];
@@ -52,7 +53,8 @@ template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_ve
     return load_vec<T, N>(p);
   }
 }
-template <typename T, int N> static __device__ __forceinline__ void store_vec_stream(T *p, const vec<T, N> &v) {
+template <typename T, int N>
+static __device__ __forceinline__ void store_vec_stream(T *p, const vec<T, N> &v) {
   if constexpr (N * sizeof(T) == 16) {
     uint4 raw;
     __builtin_memcpy(&raw, &v, 16);
@@ -62,36 +64,35 @@ template <typename T, int N> static __device__ __forceinline__ void store_vec_st
   }
 }
 
-/* Between a vector and fp32 registers, each element rounded once. Kernels that are not bound by memory are bound by the count of
- * instructions, so pairs are converted together.                                                                             */
-template <typename T, int N> static __device__ __forceinline__ void unpack(float (&out)[N], const vec<T, N> &v) {
+/* Between a vector and fp32 registers, each element rounded once. Kernels that are not bound by memory are
+ * bound by the count of instructions, so pairs are converted together. */
+template <typename T, int N>
+static __device__ __forceinline__ void unpack(float (&out)[N], const vec<T, N> &v) {
   if constexpr (N % 2 == 0) {
 #pragma unroll
-    for (int j = 0; j < N; j += 2)
-      to_f32_pair(&v.v[j], out[j], out[j + 1]);
+    for (int j = 0; j < N; j += 2) to_f32_pair(&v.v[j], out[j], out[j + 1]);
   } else {
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      out[j] = to_f32(v.v[j]);
+    for (int j = 0; j < N; j++) out[j] = to_f32(v.v[j]);
   }
 }
 template <typename T, int N> static __device__ __forceinline__ vec<T, N> pack(const float (&in)[N]) {
   vec<T, N> v;
   if constexpr (N % 2 == 0) {
 #pragma unroll
-    for (int j = 0; j < N; j += 2)
-      from_f32_pair(&v.v[j], in[j], in[j + 1]);
+    for (int j = 0; j < N; j += 2) from_f32_pair(&v.v[j], in[j], in[j + 1]);
   } else {
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      from_f32(v.v[j], in[j]);
+    for (int j = 0; j < N; j++) from_f32(v.v[j], in[j]);
   }
   return v;
 }
 
-/* out[0..N) = N elements of a vector whose dtype is only known at run time (weights: small, from cache). `aligned`: i is a multiple of
- * N and the base of 16 bytes, so the elements come in accesses of up to 16 bytes.                                                    */
-template <typename T, int N> static __device__ __forceinline__ void load_typed(float (&out)[N], const T *p, bool aligned) {
+/* out[0..N) = N elements of a vector whose dtype is only known at run time (weights: small, from cache).
+ * `aligned`: i is a multiple of N and the base of 16 bytes, so the elements come in accesses of up to 16
+ * bytes. */
+template <typename T, int N>
+static __device__ __forceinline__ void load_typed(float (&out)[N], const T *p, bool aligned) {
   constexpr int W = N * (int)sizeof(T) <= 16 ? N : 16 / (int)sizeof(T); /* elements of one access */
   if (aligned) {
 #pragma unroll
@@ -99,32 +100,24 @@ template <typename T, int N> static __device__ __forceinline__ void load_typed(f
       float part[W];
       unpack(part, load_vec<T, W>(p + j));
 #pragma unroll
-      for (int k = 0; k < W; k++)
-        out[j + k] = part[k];
+      for (int k = 0; k < W; k++) out[j + k] = part[k];
     }
   } else {
 #pragma unroll
-    for (int j = 0; j < N; j++)
-      out[j] = to_f32(p[j]);
+    for (int j = 0; j < N; j++) out[j] = to_f32(p[j]);
   }
 }
 template <int N>
 static __device__ __forceinline__ void load_as_f32(float (&out)[N], const void *p, int64_t i, liger_dtype t,
                                                    bool aligned = false) {
-  if (t == LIGER_BF16)
-    load_typed<gpu_bf16, N>(out, (const gpu_bf16 *)p + i, aligned);
-  else if (t == LIGER_F32)
-    load_typed<float, N>(out, (const float *)p + i, aligned);
-  else
-    load_typed<__half, N>(out, (const __half *)p + i, aligned);
+  if (t == LIGER_BF16) load_typed<gpu_bf16, N>(out, (const gpu_bf16 *)p + i, aligned);
+  else if (t == LIGER_F32) load_typed<float, N>(out, (const float *)p + i, aligned);
+  else load_typed<__half, N>(out, (const __half *)p + i, aligned);
 }
 static __device__ __forceinline__ void store_as(void *p, int64_t i, float v, liger_dtype t) {
-  if (t == LIGER_BF16)
-    from_f32(((gpu_bf16 *)p)[i], v);
-  else if (t == LIGER_F32)
-    ((float *)p)[i] = v;
-  else
-    from_f32(((__half *)p)[i], v);
+  if (t == LIGER_BF16) from_f32(((gpu_bf16 *)p)[i], v);
+  else if (t == LIGER_F32) ((float *)p)[i] = v;
+  else from_f32(((__half *)p)[i], v);
 }
 
 /* v as it comes back from a store in T: where the reference rounds in the middle of a row */
@@ -139,22 +132,26 @@ static inline bool rows_aligned(const void *base, int64_t row_stride, int64_t n_
   return (uintptr_t)base % 16 == 0 && row_stride * elem_size % 16 == 0 && n_cols * elem_size % 16 == 0;
 }
 
-/* ---- rows of a persistent grid ------------------------------------------------------------------------------------------------ */
-/* A thread owns NV vectors of a row, CHUNK vectors apart, so that their distance is a constant and CHUNK neighbouring threads make
- * one access: 32 of them for wide rows, 8 or 16 for rows of 8 or 16 threads. threads_per_row is a multiple of CHUNK.               */
-/* `groups` rows side by side in a block; all groups make the same number of turns, since reductions need every thread. */
+/* ---- rows of a persistent grid ------------------------------------------------------------------------- */
+/* A thread owns NV vectors of a row, CHUNK vectors apart, so that their distance is a constant and CHUNK
+ * neighbouring threads make one access: 32 of them for wide rows, 8 or 16 for rows of 8 or 16 threads.
+ * threads_per_row is a multiple of CHUNK. */
+/* `groups` rows side by side in a block; all groups make the same number of turns, since reductions need
+ * every thread. */
 template <int NV, int CHUNK> struct row_walk {
   int groups, group, lane, n_vecs, first_vec;
   int64_t row, step;
   __device__ __forceinline__ row_walk(int threads_per_row, int64_t n_cols, int vec_elems)
-      : groups(blockDim.x / threads_per_row), group(threadIdx.x / threads_per_row), lane(threadIdx.x % threads_per_row),
-        n_vecs((int)(n_cols / vec_elems)), first_vec(lane / CHUNK * (CHUNK * NV) + lane % CHUNK),
-        row((int64_t)blockIdx.x * groups + group), step((int64_t)gridDim.x * groups) {}
+      : groups(blockDim.x / threads_per_row), group(threadIdx.x / threads_per_row),
+        lane(threadIdx.x % threads_per_row), n_vecs((int)(n_cols / vec_elems)),
+        first_vec(lane / CHUNK * (CHUNK * NV) + lane % CHUNK), row((int64_t)blockIdx.x * groups + group),
+        step((int64_t)gridDim.x * groups) {}
   __device__ __forceinline__ bool owns(int i) const { return first_vec + i * CHUNK < n_vecs; }
 };
 
-/* Each thread copies what it will itself need of the next STAGES - 1 rows into its own slots of shared memory, so no barrier is
- * needed and no register is held while the bytes are on the way. A slot holds NV vectors of 16 bytes of each of INPUTS tensors.      */
+/* Each thread copies what it will itself need of the next STAGES - 1 rows into its own slots of shared
+ * memory, so no barrier is needed and no register is held while the bytes are on the way. A slot holds NV
+ * vectors of 16 bytes of each of INPUTS tensors. */
 template <int NV, int CHUNK, int STAGES, int INPUTS> struct row_ring {
   uint4 *first; /* the thread's place in dynamic shared memory, which holds bytes(threads) */
   static constexpr size_t bytes(int threads) { return (size_t)STAGES * INPUTS * NV * 16 * threads; }
@@ -163,21 +160,24 @@ template <int NV, int CHUNK, int STAGES, int INPUTS> struct row_ring {
   __device__ __forceinline__ uint4 *slot(int stage, int input, int i) const {
     return first + ((stage * INPUTS + input) * NV + i) * CHUNK;
   }
-  /* starts the copy of the thread's vectors of a row; `from` is at its first vector; zeros where the row has ended or there is none */
+  /* starts the copy of the thread's vectors of a row; `from` is at its first vector; zeros where the row
+   * has ended or there is none */
   template <typename T>
-  __device__ __forceinline__ void fetch(int stage, int input, const T *from, bool live, const row_walk<NV, CHUNK> &at) const {
+  __device__ __forceinline__ void fetch(int stage, int input, const T *from, bool live,
+                                        const row_walk<NV, CHUNK> &at) const {
 #pragma unroll
     for (int i = 0; i < NV; i++)
       gpu_copy_async(slot(stage, input, i), from + i * (CHUNK * vec_width<T>::value), live && at.owns(i));
   }
-  template <typename T> __device__ __forceinline__ vec<T, vec_width<T>::value> read(int stage, int input, int i) const {
+  template <typename T>
+  __device__ __forceinline__ vec<T, vec_width<T>::value> read(int stage, int input, int i) const {
     vec<T, vec_width<T>::value> v;
     __builtin_memcpy(&v, slot(stage, input, i), 16);
     return v;
   }
 };
 
-/* ---- reductions ---------------------------------------------------------------------------------------------------------- */
+/* ---- reductions ---------------------------------------------------------------------------------------- */
 struct op_sum {
   static __device__ __forceinline__ float identity() { return 0.0f; }
   static __device__ __forceinline__ float apply(float a, float b) { return a + b; }
@@ -187,80 +187,79 @@ struct op_max {
   static __device__ __forceinline__ float apply(float a, float b) { return fmaxf(a, b); }
 };
 
-/* Over groups of `width` neighbouring lanes (a power of two, at most the warp). All lanes call; all lanes hold the result. */
+/* Over groups of `width` neighbouring lanes (a power of two, at most the warp). All lanes call; all lanes
+ * hold the result. */
 template <class Op> static __device__ __forceinline__ float warp_reduce(float v, int width) {
-  for (int m = width / 2; m > 0; m /= 2)
-    v = Op::apply(v, gpu_shfl_xor(v, m));
+  for (int m = width / 2; m > 0; m /= 2) v = Op::apply(v, gpu_shfl_xor(v, m));
   return v;
 }
 
-/* Over a block whose number of warps is a power of two, in a fixed order. All threads call; all hold the result. `scratch` is shared memory
- * for BLOCK_SCRATCH floats. Calls that alternate between two scratch arrays need no barrier in between; one that reuses its own
- * array needs one.                                                                                                          */
+/* Over a block whose number of warps is a power of two, in a fixed order. All threads call; all hold the
+ * result. `scratch` is shared memory for BLOCK_SCRATCH floats. Calls that alternate between two scratch
+ * arrays need no barrier in between; one that reuses its own array needs one. */
 #define BLOCK_SCRATCH (1024 / GPU_MIN_LANES)
 template <class Op> static __device__ __forceinline__ float block_reduce(float v, float *scratch) {
   v = warp_reduce<Op>(v, GPU_LANES);
   const int n_warps = ((int)blockDim.x + GPU_LANES - 1) / GPU_LANES;
-  if (n_warps == 1)
-    return v;
-  if (threadIdx.x % GPU_LANES == 0)
-    scratch[threadIdx.x / GPU_LANES] = v;
+  if (n_warps == 1) return v;
+  if (threadIdx.x % GPU_LANES == 0) scratch[threadIdx.x / GPU_LANES] = v;
   __syncthreads();
-  return warp_reduce<Op>(scratch[threadIdx.x & (n_warps - 1)], n_warps); /* every group of n_warps lanes adds all of them */
+  return warp_reduce<Op>(scratch[threadIdx.x & (n_warps - 1)],
+                         n_warps); /* every group of n_warps lanes adds all of them */
 }
 
-/* ---- column sums --------------------------------------------------------------------------------------------------------- */
-/* dst[c] = sum over blocks of partial[b][c], the second stage of a weight gradient. Each of COLUMN_SUM_SLICES groups of threads adds a fixed
- * slice of the blocks in order, then the slices are added in order: the same bits every run.                                  */
+/* ---- column sums --------------------------------------------------------------------------------------- */
+/* dst[c] = sum over blocks of partial[b][c], the second stage of a weight gradient. Each of
+ * COLUMN_SUM_SLICES groups of threads adds a fixed slice of the blocks in order, then the slices are added
+ * in order: the same bits every run. */
 #define COLUMN_SUM_COLS 32
 #define COLUMN_SUM_SLICES 16
 namespace {
-__global__ void column_sum_kernel(void *dst, const float *partial, int64_t n_blocks, int64_t n_cols, liger_dtype t) {
+__global__ void column_sum_kernel(void *dst, const float *partial, int64_t n_blocks, int64_t n_cols,
+                                  liger_dtype t) {
   __shared__ float slice_sum[COLUMN_SUM_SLICES][COLUMN_SUM_COLS];
   const int64_t col = (int64_t)blockIdx.x * COLUMN_SUM_COLS + threadIdx.x;
   const int slice = threadIdx.y;
   const int64_t b0 = n_blocks * slice / COLUMN_SUM_SLICES, b1 = n_blocks * (slice + 1) / COLUMN_SUM_SLICES;
   float s = 0.0f;
   if (col < n_cols)
-    for (int64_t b = b0; b < b1; b++)
-      s += partial[b * n_cols + col];
+    for (int64_t b = b0; b < b1; b++) s += partial[b * n_cols + col];
   slice_sum[slice][threadIdx.x] = s;
   __syncthreads();
   if (slice == 0 && col < n_cols) {
-    for (int i = 1; i < COLUMN_SUM_SLICES; i++)
-      s += slice_sum[i][threadIdx.x];
+    for (int i = 1; i < COLUMN_SUM_SLICES; i++) s += slice_sum[i][threadIdx.x];
     store_as(dst, col, s, t);
   }
 }
 } // namespace
-static inline liger_status launch_column_sum(void *dst, const float *partial, int64_t n_blocks, int64_t n_cols, liger_dtype t,
-                                             gpu_stream stream) {
+static inline liger_status launch_column_sum(void *dst, const float *partial, int64_t n_blocks,
+                                             int64_t n_cols, liger_dtype t, gpu_stream stream) {
   const dim3 threads(COLUMN_SUM_COLS, COLUMN_SUM_SLICES);
   const int64_t grid = (n_cols + COLUMN_SUM_COLS - 1) / COLUMN_SUM_COLS;
   column_sum_kernel<<<(unsigned)grid, threads, 0, stream>>>(dst, partial, n_blocks, n_cols, t);
   return (liger_status)LIGER_RT(GetLastError)();
 }
 
-/* ---- dispatch -------------------------------------------------------------------------------------------------------------- */
+/* ---- dispatch ------------------------------------------------------------------------------------------ */
 /* Runs `...` with T set to the element type of `code`, or returns LIGER_ERR_DTYPE from the launcher. */
-#define LIGER_DISPATCH_DTYPE(code, T, ...)                                                                             \
-  switch (code) {                                                                                                    \
-  case LIGER_F32: {                                                                                                  \
-    typedef float T;                                                                                                 \
-    __VA_ARGS__;                                                                                                     \
-    break;                                                                                                           \
-  }                                                                                                                  \
-  case LIGER_F16: {                                                                                                  \
-    typedef __half T;                                                                                                \
-    __VA_ARGS__;                                                                                                     \
-    break;                                                                                                           \
-  }                                                                                                                  \
-  case LIGER_BF16: {                                                                                                 \
-    typedef gpu_bf16 T;                                                                                              \
-    __VA_ARGS__;                                                                                                     \
-    break;                                                                                                           \
-  }                                                                                                                  \
-  default: return LIGER_ERR_DTYPE;                                                                                   \
+#define LIGER_DISPATCH_DTYPE(code, T, ...) \
+  switch (code) {                          \
+  case LIGER_F32: {                        \
+    typedef float T;                       \
+    __VA_ARGS__;                           \
+    break;                                 \
+  }                                        \
+  case LIGER_F16: {                        \
+    typedef __half T;                      \
+    __VA_ARGS__;                           \
+    break;                                 \
+  }                                        \
+  case LIGER_BF16: {                       \
+    typedef gpu_bf16 T;                    \
+    __VA_ARGS__;                           \
+    break;                                 \
+  }                                        \
+  default: return LIGER_ERR_DTYPE;         \
   }
 
 /* Rows that one launch can hold: the grid's x extent. */

@@ -1,9 +1,10 @@
 /* What every CPU kernel is built from.
  *
- * Each kernels/<op>.c is compiled once per (ISA level, real): LIGER_ISA is f_v2 ... d_v4, REAL float or double. A kernel is
- * named LIGER_KERNEL(op) in the file and op_f_v3 and so on in the object. LIGER_CPU_ENTRY emits the public function, in the base
- * unit alone, which picks the level of the machine and `double` for fp64 tensors. All arithmetic is in `real`; a row passes
- * through small `real` buffers, so that one body serves every dtype.                                                       */
+ * Each kernels/<op>.c is compiled once per (ISA level, real): LIGER_ISA is f_v2 ... d_v4, REAL float or
+ * double. A kernel is named LIGER_KERNEL(op) in the file and op_f_v3 and so on in the object.
+ * LIGER_CPU_ENTRY emits the public function, in the base unit alone, which picks the level of the machine
+ * and `double` for fp64 tensors. All arithmetic is in `real`; a row passes through small `real` buffers,
+ * so that one body serves every dtype. */
 #ifndef LIGER_PRIMITIVES_H
 #define LIGER_PRIMITIVES_H
 #include "../liger.h"
@@ -27,7 +28,8 @@ typedef REAL real;
 #define LIGER_CAT(a, b) LIGER_CAT_(a, b)
 #define LIGER_KERNEL(name) LIGER_CAT(name, LIGER_ISA)
 
-/* columns of a row that pass through the buffers at once: wide enough that common rows are read a single time */
+/* columns of a row that pass through the buffers at once: wide enough that common rows are read a single
+ * time */
 enum { LIGER_TILE = 8192 };
 
 int liger_internal_cpu_level(void);
@@ -36,29 +38,29 @@ int liger_internal_cpu_level(void);
 #if !LIGER_BASE_UNIT
 #define LIGER_CPU_ENTRY(name, args_t, dtype_field) _Static_assert(sizeof(args_t) > 0, "")
 #elif LIGER_LEVELS == 234
-#define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                                   \
-  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t);         \
-  liger_status name##_f_v3(const args_t *, int64_t, int64_t), name##_d_v3(const args_t *, int64_t, int64_t);         \
-  liger_status name##_f_v4(const args_t *, int64_t, int64_t), name##_d_v4(const args_t *, int64_t, int64_t);         \
-  liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                                     \
-    const int wide = a->dtype_field == LIGER_F64;                                                                    \
-    switch (liger_internal_cpu_level()) {                                                                            \
-    case 4: return wide ? name##_d_v4(a, begin, end) : name##_f_v4(a, begin, end);                                   \
-    case 3: return wide ? name##_d_v3(a, begin, end) : name##_f_v3(a, begin, end);                                   \
-    default: return wide ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);                                  \
-    }                                                                                                                \
-  }                                                                                                                  \
+#define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                           \
+  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t); \
+  liger_status name##_f_v3(const args_t *, int64_t, int64_t), name##_d_v3(const args_t *, int64_t, int64_t); \
+  liger_status name##_f_v4(const args_t *, int64_t, int64_t), name##_d_v4(const args_t *, int64_t, int64_t); \
+  liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                             \
+    const int wide = a->dtype_field == LIGER_F64;                                                            \
+    switch (liger_internal_cpu_level()) {                                                                    \
+    case 4: return wide ? name##_d_v4(a, begin, end) : name##_f_v4(a, begin, end);                           \
+    case 3: return wide ? name##_d_v3(a, begin, end) : name##_f_v3(a, begin, end);                           \
+    default: return wide ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);                          \
+    }                                                                                                        \
+  }                                                                                                          \
   _Static_assert(sizeof(args_t) > 0, "")
 #else
-#define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                                   \
-  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t);         \
-  liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                                     \
-    return a->dtype_field == LIGER_F64 ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);                    \
-  }                                                                                                                  \
+#define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                           \
+  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t); \
+  liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                             \
+    return a->dtype_field == LIGER_F64 ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);            \
+  }                                                                                                          \
   _Static_assert(sizeof(args_t) > 0, "")
 #endif
 
-/* ---- bits and 16-bit floats --------------------------------------------------------------------------------------- */
+/* ---- bits and 16-bit floats ---------------------------------------------------------------------------- */
 static inline float f32_of_bits(uint32_t u) {
   float f;
   memcpy(&f, &u, sizeof f);
@@ -76,22 +78,20 @@ static inline uint16_t bf16_of_f32(float f) { /* to nearest even; a NaN stays a 
   return (uint16_t)(f != f ? 0x7fc0u : r);
 }
 
-/* gcc 12 does not vectorise _Float16 conversions: F16C eight at a time where the level has it, integer arithmetic below */
+/* gcc 12 does not vectorise _Float16 conversions: F16C eight at a time where the level has it, integer
+ * arithmetic below */
 #if defined(__F16C__)
 #include <immintrin.h>
 static inline void load_f16(float *restrict d, const uint16_t *restrict s, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
     _mm256_storeu_ps(d + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(s + i))));
-  for (; i < n; i++)
-    d[i] = _cvtsh_ss(s[i]);
+  for (; i < n; i++) d[i] = _cvtsh_ss(s[i]);
 }
 static inline void store_f16(uint16_t *restrict d, const float *restrict s, int64_t n) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128((__m128i *)(d + i), _mm256_cvtps_ph(_mm256_loadu_ps(s + i), 0));
-  for (; i < n; i++)
-    d[i] = _cvtss_sh(s[i], 0);
+  for (; i + 8 <= n; i += 8) _mm_storeu_si128((__m128i *)(d + i), _mm256_cvtps_ph(_mm256_loadu_ps(s + i), 0));
+  for (; i < n; i++) d[i] = _cvtss_sh(s[i], 0);
 }
 #else
 static inline float f32_of_f16(uint16_t h) {
@@ -101,23 +101,22 @@ static inline float f32_of_f16(uint16_t h) {
 }
 static inline uint16_t f16_of_f32(float f) {
   const uint32_t x = bits_of_f32(f), s = x & 0x80000000u, a = x ^ s;
-  const uint32_t denormal = bits_of_f32(f32_of_bits(a) + 0.5f) - 0x3f000000u; /* the adder does the rounding */
+  const uint32_t denormal = bits_of_f32(f32_of_bits(a) + 0.5f) -
+                            0x3f000000u; /* the adder does the rounding */
   const uint32_t normal = (a + 0xc8000fffu + ((a >> 13) & 1u)) >> 13;
   uint32_t r = a < 0x38800000u ? denormal : normal;
   r = a >= 0x47800000u ? (a > 0x7f800000u ? 0x7e00u : 0x7c00u) : r;
   return (uint16_t)(r | (s >> 16));
 }
 static inline void load_f16(float *restrict d, const uint16_t *restrict s, int64_t n) {
-  for (int64_t i = 0; i < n; i++)
-    d[i] = f32_of_f16(s[i]);
+  for (int64_t i = 0; i < n; i++) d[i] = f32_of_f16(s[i]);
 }
 static inline void store_f16(uint16_t *restrict d, const float *restrict s, int64_t n) {
-  for (int64_t i = 0; i < n; i++)
-    d[i] = f16_of_f32(s[i]);
+  for (int64_t i = 0; i < n; i++) d[i] = f16_of_f32(s[i]);
 }
 #endif
 
-/* ---- rows ------------------------------------------------------------------------------------------------------------ */
+/* ---- rows ---------------------------------------------------------------------------------------------- */
 static inline size_t dtype_size(liger_dtype t) { return t == LIGER_F64 ? 8 : t == LIGER_F32 ? 4 : 2; }
 
 /* d[0..n) = the n elements of p from `offset` on */
@@ -125,14 +124,12 @@ static inline void load_row(real *restrict d, const void *p, int64_t offset, int
   switch (t) {
   case LIGER_F32: {
     const float *restrict s = (const float *)p + offset;
-    for (int64_t i = 0; i < n; i++)
-      d[i] = (real)s[i];
+    for (int64_t i = 0; i < n; i++) d[i] = (real)s[i];
     break;
   }
   case LIGER_BF16: {
     const uint16_t *restrict s = (const uint16_t *)p + offset;
-    for (int64_t i = 0; i < n; i++)
-      d[i] = (real)f32_of_bf16(s[i]);
+    for (int64_t i = 0; i < n; i++) d[i] = (real)f32_of_bf16(s[i]);
     break;
   }
   case LIGER_F16:
@@ -143,15 +140,13 @@ static inline void load_row(real *restrict d, const void *p, int64_t offset, int
       for (int64_t i = 0; i < n; i += 64) {
         const int64_t m = n - i < 64 ? n - i : 64;
         load_f16(block, (const uint16_t *)p + offset + i, m);
-        for (int64_t j = 0; j < m; j++)
-          d[i + j] = (real)block[j];
+        for (int64_t j = 0; j < m; j++) d[i + j] = (real)block[j];
       }
     }
     break;
   case LIGER_F64: {
     const double *restrict s = (const double *)p + offset;
-    for (int64_t i = 0; i < n; i++)
-      d[i] = (real)s[i];
+    for (int64_t i = 0; i < n; i++) d[i] = (real)s[i];
     break;
   }
   }
@@ -162,14 +157,12 @@ static inline void store_row(void *p, int64_t offset, const real *restrict s, in
   switch (t) {
   case LIGER_F32: {
     float *restrict d = (float *)p + offset;
-    for (int64_t i = 0; i < n; i++)
-      d[i] = (float)s[i];
+    for (int64_t i = 0; i < n; i++) d[i] = (float)s[i];
     break;
   }
   case LIGER_BF16: {
     uint16_t *restrict d = (uint16_t *)p + offset;
-    for (int64_t i = 0; i < n; i++)
-      d[i] = bf16_of_f32((float)s[i]);
+    for (int64_t i = 0; i < n; i++) d[i] = bf16_of_f32((float)s[i]);
     break;
   }
   case LIGER_F16:
@@ -179,34 +172,33 @@ static inline void store_row(void *p, int64_t offset, const real *restrict s, in
       float block[64];
       for (int64_t i = 0; i < n; i += 64) {
         const int64_t m = n - i < 64 ? n - i : 64;
-        for (int64_t j = 0; j < m; j++)
-          block[j] = (float)s[i + j];
+        for (int64_t j = 0; j < m; j++) block[j] = (float)s[i + j];
         store_f16((uint16_t *)p + offset + i, block, m);
       }
     }
     break;
   case LIGER_F64: {
     double *restrict d = (double *)p + offset;
-    for (int64_t i = 0; i < n; i++)
-      d[i] = (double)s[i];
+    for (int64_t i = 0; i < n; i++) d[i] = (double)s[i];
     break;
   }
   }
 }
 
-/* One element, for loops whose dtype is a constant at the call, so that the conversion is part of the vectorised loop and the data need
- * not pass through a buffer: `real` itself and bf16, as `element_direct` says. Everything else goes by load_row and store_row. */
+/* One element, for loops whose dtype is a constant at the call, so that the conversion is part of the
+ * vectorised loop and the data need not pass through a buffer: `real` itself and bf16, as `element_direct`
+ * says. Everything else goes by load_row and store_row. */
 #define LIGER_REAL (sizeof(real) == 4 ? LIGER_F32 : LIGER_F64)
 #define LIGER_INLINE static inline __attribute__((always_inline))
-static inline int element_direct(liger_dtype t) { return t == LIGER_REAL || (t == LIGER_BF16 && sizeof(real) == 4); }
+static inline int element_direct(liger_dtype t) {
+  return t == LIGER_REAL || (t == LIGER_BF16 && sizeof(real) == 4);
+}
 LIGER_INLINE real load_element(const void *p, int64_t i, liger_dtype t) {
   return t == LIGER_BF16 ? (real)f32_of_bf16(((const uint16_t *)p)[i]) : ((const real *)p)[i];
 }
 LIGER_INLINE void store_element(void *p, int64_t i, real v, liger_dtype t) {
-  if (t == LIGER_BF16)
-    ((uint16_t *)p)[i] = bf16_of_f32((float)v);
-  else
-    ((real *)p)[i] = v;
+  if (t == LIGER_BF16) ((uint16_t *)p)[i] = bf16_of_f32((float)v);
+  else ((real *)p)[i] = v;
 }
 /* v as it comes back from a store in t */
 LIGER_INLINE real round_element(real v, liger_dtype t) {
@@ -218,9 +210,9 @@ static inline const void *elements_at(const void *p, int64_t offset, liger_dtype
 
 /* n elements for such a loop: in place, or as `real` in buf. Their dtype there is direct_dtype(t). */
 static inline liger_dtype direct_dtype(liger_dtype t) { return element_direct(t) ? t : LIGER_REAL; }
-static inline const void *view_row(real *restrict buf, const void *p, int64_t offset, int64_t n, liger_dtype t) {
-  if (element_direct(t))
-    return elements_at(p, offset, t);
+static inline const void *view_row(real *restrict buf, const void *p, int64_t offset, int64_t n,
+                                   liger_dtype t) {
+  if (element_direct(t)) return elements_at(p, offset, t);
   load_row(buf, p, offset, n, t);
   return buf;
 }
@@ -228,8 +220,7 @@ static inline const void *view_row(real *restrict buf, const void *p, int64_t of
 /* x[0..n) as they come back from a store in dtype t: where the reference rounds in the middle of a row */
 static inline void round_row(real *restrict x, int64_t n, liger_dtype t) {
   if (t == LIGER_BF16) {
-    for (int64_t i = 0; i < n; i++)
-      x[i] = (real)f32_of_bf16(bf16_of_f32((float)x[i]));
+    for (int64_t i = 0; i < n; i++) x[i] = (real)f32_of_bf16(bf16_of_f32((float)x[i]));
   } else if (t == LIGER_F16) {
     uint16_t block[64];
     for (int64_t i = 0; i < n; i += 64) {
@@ -243,22 +234,21 @@ static inline void round_row(real *restrict x, int64_t n, liger_dtype t) {
 static inline real dot(const real *restrict a, const real *restrict b, int64_t n) {
   real s = 0;
 #pragma omp simd reduction(+ : s)
-  for (int64_t i = 0; i < n; i++)
-    s += a[i] * b[i];
+  for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
   return s;
 }
 
-/* dst[c0..c1) (dtype t) = sum over blocks of partial[b][c], in block order: the same bits however the blocks were computed */
-static inline void column_sum(void *dst, const real *partial, int64_t n_blocks, int64_t n_cols, int64_t c0, int64_t c1,
-                              liger_dtype t) {
+/* dst[c0..c1) (dtype t) = sum over blocks of partial[b][c], in block order: the same bits however the
+ * blocks were computed */
+static inline void column_sum(void *dst, const real *partial, int64_t n_blocks, int64_t n_cols, int64_t c0,
+                              int64_t c1, liger_dtype t) {
   real acc[512];
   for (int64_t c = c0; c < c1; c += 512) {
     const int64_t n = c1 - c < 512 ? c1 - c : 512;
     memset(acc, 0, sizeof acc);
     for (int64_t b = 0; b < n_blocks; b++) {
       const real *restrict p = partial + b * n_cols + c;
-      for (int64_t i = 0; i < n; i++)
-        acc[i] += p[i];
+      for (int64_t i = 0; i < n; i++) acc[i] += p[i];
     }
     store_row(dst, c, acc, n, t);
   }
@@ -271,9 +261,9 @@ static inline void block_rows(int64_t b, int64_t n_blocks, int64_t n_rows, int64
   *last = *first + q + (b < m);
 }
 
-/* ---- functions that the compiler can vectorise ------------------------------------------------------------------------ */
-/* e^x = 2^n * e^r with r = x - n ln 2 in [-.347, .347] and a minimax polynomial of degree 6 for e^r; relative error under 1.7 * 2^-24.
- * exp_reduce: e^r, and n + magic's bits in *n_bits, for |x| < 2^22 ln 2 */
+/* ---- functions that the compiler can vectorise --------------------------------------------------------- */
+/* e^x = 2^n * e^r with r = x - n ln 2 in [-.347, .347] and a minimax polynomial of degree 6 for e^r;
+ * relative error under 1.7 * 2^-24. exp_reduce: e^r, and n + magic's bits in *n_bits, for |x| < 2^22 ln 2 */
 #define EXP_MAGIC 0x1.8p23f /* adding it rounds to an integer in the low mantissa bits */
 static inline float exp_reduce(float x, uint32_t *n_bits) {
   const float k = x * 0x1.715476p0f + EXP_MAGIC, n = k - EXP_MAGIC;
@@ -287,8 +277,9 @@ static inline float exp_reduce(float x, uint32_t *n_bits) {
   *n_bits = bits_of_f32(k);
   return p * r + 1.0f;
 }
-/* x, or what has its sign and the size `most`, if that is less; so does a NaN. On integers, which have a minimum that the compiler does not
- * turn into branches (it may not for floats, whose minimum of a NaN is not symmetric). */
+/* x, or what has its sign and the size `most`, if that is less; so does a NaN. On integers, which have a
+ * minimum that the compiler does not turn into branches (it may not for floats, whose minimum of a NaN is
+ * not symmetric). */
 static inline float clamp_f32(float x, float most) {
   const uint32_t u = bits_of_f32(x), size = u & 0x7fffffffu, m = bits_of_f32(most);
   return f32_of_bits((size < m ? size : m) | (u & 0x80000000u));
@@ -308,26 +299,31 @@ static inline float exp_f32(float x) {
   const float y = p * f32_of_bits((uint32_t)(h + 127) << 23) * f32_of_bits((uint32_t)(n - h + 127) << 23);
   return x < -87.336f ? 0.0f : x > 88.7228f ? INFINITY : x != x ? x : y;
 }
-static inline real exp_real(real x) { return sizeof(real) == 4 ? (real)exp_f32((float)x) : (real)exp((double)x); }
-/* e^x for x <= 0, the exponent of every softmax: no overflow to guard, so half the work; 0 below -87 (no denormals); a NaN stays */
+static inline real exp_real(real x) {
+  return sizeof(real) == 4 ? (real)exp_f32((float)x) : (real)exp((double)x);
+}
+/* e^x for x <= 0, the exponent of every softmax: no overflow to guard, so half the work; 0 below -87 (no
+ * denormals); a NaN stays */
 static inline float exp_nonpos_f32(float x) {
   uint32_t n;
-  const float p = exp_reduce(-87.0f > x ? -87.0f : x, &n); /* in this order a NaN stays, and the product keeps it */
+  const float p = exp_reduce(-87.0f > x ? -87.0f : x,
+                             &n); /* in this order a NaN stays, and the product keeps it */
   const float y = p * f32_of_bits((n << 23) + 0x3f800000u);
   return x < -87.0f ? 0.0f : y;
 }
-static inline real exp_nonpos(real x) { return sizeof(real) == 4 ? (real)exp_nonpos_f32((float)x) : (real)exp((double)x); }
+static inline real exp_nonpos(real x) {
+  return sizeof(real) == 4 ? (real)exp_nonpos_f32((float)x) : (real)exp((double)x);
+}
 
 static inline real sigmoid(real x) { return 1 / (1 + exp_real(-x)); }
 
-/* sigmoid, and 1 - sigmoid in *complement without the cancellation. Faster than the above: where e^-x would leave the range of
- * normal numbers it is held at its border, so no result is exact 0 or 1 there. A NaN gives anything: multiply by x.        */
+/* sigmoid, and 1 - sigmoid in *complement without the cancellation. Faster than the above: where e^-x
+ * would leave the range of normal numbers it is held at its border, so no result is exact 0 or 1 there. A
+ * NaN gives anything: multiply by x. */
 static inline real sigmoid_and_complement(real x, real *complement) {
   real e;
-  if (sizeof(real) == 4)
-    e = (real)exp_normal_f32(clamp_f32(-(float)x, 87.0f));
-  else
-    e = (real)exp(-(double)(x < -700 ? -700 : x > 700 ? 700 : x));
+  if (sizeof(real) == 4) e = (real)exp_normal_f32(clamp_f32(-(float)x, 87.0f));
+  else e = (real)exp(-(double)(x < -700 ? -700 : x > 700 ? 700 : x));
   const real s = 1 / (1 + e);
   *complement = e * s;
   return s;
@@ -345,10 +341,13 @@ static inline float tanh_f32(float x) {
   const float large = 1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f);
   return a < 0.625f ? small : x < 0 ? -large : x != x ? x : large;
 }
-static inline real tanh_real(real x) { return sizeof(real) == 4 ? (real)tanh_f32((float)x) : (real)tanh((double)x); }
+static inline real tanh_real(real x) {
+  return sizeof(real) == 4 ? (real)tanh_f32((float)x) : (real)tanh((double)x);
+}
 
-/* ---- online softmax ---------------------------------------------------------------------------------------------------- */
-/* m: the largest element so far, d: sum of e^(z - m). Nothing but -inf so far: m = -inf, d = 0, and lse = -inf without a NaN. */
+/* ---- online softmax ------------------------------------------------------------------------------------ */
+/* m: the largest element so far, d: sum of e^(z - m). Nothing but -inf so far: m = -inf, d = 0, and lse =
+ * -inf without a NaN. */
 typedef struct {
   real m, d;
 } softmax_state;
@@ -366,12 +365,10 @@ static inline softmax_state softmax_merge(softmax_state a, softmax_state b) {
 static inline softmax_state softmax_push(softmax_state s, const real *restrict z, int64_t n) {
   real m = s.m, d = 0;
 #pragma omp simd reduction(max : m)
-  for (int64_t i = 0; i < n; i++)
-    m = z[i] > m ? z[i] : m; /* a NaN loses here and is found by the sum */
+  for (int64_t i = 0; i < n; i++) m = z[i] > m ? z[i] : m; /* a NaN loses here and is found by the sum */
   const real ref = softmax_ref(m);
 #pragma omp simd reduction(+ : d)
-  for (int64_t i = 0; i < n; i++)
-    d += exp_nonpos(z[i] - ref);
+  for (int64_t i = 0; i < n; i++) d += exp_nonpos(z[i] - ref);
   const softmax_state t = {m, s.d * exp_real(s.m - ref) + d};
   return t;
 }

@@ -1,5 +1,6 @@
-// Glue of cross_entropy: schemas, checks, allocation, launches. Forward: statistics of the targets, the loss of every row (with
-// its gradient, if wanted), the sums over rows. Backward, where the gradient was not made in forward: the first two again.
+// Glue of cross_entropy: schemas, checks, allocation, launches. Forward: statistics of the targets, the
+// loss of every row (with its gradient, if wanted), the sums over rows. Backward, where the gradient was
+// not made in forward: the first two again.
 #include "cross_entropy_torch.h"
 
 using liger::Arg;

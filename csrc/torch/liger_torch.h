@@ -1,7 +1,9 @@
-// What every op's glue needs; libtorch's stable ABI only. Each <op>.cpp is compiled once per backend: LIGER_GPU=0 or 1.
+// What every op's glue needs; libtorch's stable ABI only. Each <op>.cpp is compiled once per backend:
+// LIGER_GPU=0 or 1.
 //
-// The glue of an op reads its arguments once (liger::Arg), checks them in a fixed order (device, dtype, rank, sizes), makes rows
-// of them, allocates with torch's allocator, fills the args struct of csrc/liger.h, and launches. It has no arithmetic.
+// The glue of an op reads its arguments once (liger::Arg), checks them in a fixed order (device, dtype,
+// rank, sizes), makes rows of them, allocates with torch's allocator, fills the args struct of
+// csrc/liger.h, and launches. It has no arithmetic.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -19,7 +21,7 @@
 namespace liger {
 using torch::stable::Tensor;
 
-// ---- errors -----------------------------------------------------------------------------------------------------------
+// ---- errors -----------------------------------------------------------------------------------------------
 inline void append(std::string &s, const char *v) { s += v; }
 inline void append(std::string &s, const std::string &v) { s += v; }
 inline void append(std::string &s, int64_t v) { s += std::to_string(v); }
@@ -44,7 +46,7 @@ inline const char *dtype_name(int32_t raw) {
   return "another dtype";
 }
 
-// ---- arguments --------------------------------------------------------------------------------------------------------
+// ---- arguments --------------------------------------------------------------------------------------------
 // One tensor argument, read through the shims a single time.
 struct Arg {
   Tensor tensor; // keeps the memory alive (a handle: copying it copies no data)
@@ -80,13 +82,15 @@ struct Arg {
   }
   std::string device() const {
     if (device_type == aoti_torch_device_type_cpu()) return "cpu";
-    return (device_type == aoti_torch_device_type_cuda() ? "cuda:" : "device ") + std::to_string(device_index);
+    return (device_type == aoti_torch_device_type_cuda() ? "cuda:" : "device ") +
+           std::to_string(device_index);
   }
 };
 
 inline void check_device(const char *op, const Arg &a, const Arg &first) {
   if (a.device_type != first.device_type || a.device_index != first.device_index)
-    fail(op, a.name, " is on ", a.device(), ", but ", first.name, " is on ", first.device(), ": move one of them");
+    fail(op, a.name, " is on ", a.device(), ", but ", first.name, " is on ", first.device(),
+         ": move one of them");
 }
 
 inline bool as_liger_dtype(int32_t raw, liger_dtype *out) {
@@ -113,7 +117,8 @@ inline liger_dtype check_float(const char *op, const Arg &a) {
 
 inline void check_same_dtype(const char *op, const Arg &a, const Arg &like) {
   if (a.raw_dtype != like.raw_dtype)
-    fail(op, a.name, " has dtype ", dtype_name(a.raw_dtype), ", expected ", dtype_name(like.raw_dtype), ", as ", like.name);
+    fail(op, a.name, " has dtype ", dtype_name(a.raw_dtype), ", expected ", dtype_name(like.raw_dtype),
+         ", as ", like.name);
 }
 
 inline void check_same_shape(const char *op, const Arg &a, const Arg &like) {
@@ -123,10 +128,11 @@ inline void check_same_shape(const char *op, const Arg &a, const Arg &like) {
 }
 
 inline void check_vector(const char *op, const Arg &a, int64_t n, const char *what) {
-  if (a.dim != 1 || a.sizes[0] != n) fail(op, a.name, " has shape ", a.shape(), ", expected (", n, ",): ", what);
+  if (a.dim != 1 || a.sizes[0] != n)
+    fail(op, a.name, " has shape ", a.shape(), ", expected (", n, ",): ", what);
 }
 
-// ---- memory -----------------------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------------------
 // The dtype that statistics and partial sums are kept in.
 inline int32_t accum_dtype(const Arg &a) {
   return a.raw_dtype == aoti_torch_dtype_float64() ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
@@ -146,7 +152,9 @@ inline Tensor empty(const int64_t *sizes, int64_t dim, int32_t raw_dtype, const 
   return Tensor(h);
 }
 inline Tensor empty_like(const Arg &a) { return empty(a.sizes, a.dim, a.raw_dtype, a); }
-inline Tensor empty_1d(int64_t n, int32_t raw_dtype, const Arg &like) { return empty(&n, 1, raw_dtype, like); }
+inline Tensor empty_1d(int64_t n, int32_t raw_dtype, const Arg &like) {
+  return empty(&n, 1, raw_dtype, like);
+}
 inline void *ptr(const Tensor &t) {
   void *p;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(t.get(), &p));
@@ -177,7 +185,8 @@ inline Rows rows(const Arg &a) {
   if (a.dim <= 1) {
     if (a.dim == 0 || a.strides[0] == 1 || n_cols <= 1) return {a.tensor, a.ptr, n_rows, n_cols, n_cols};
   } else if (a.strides[a.dim - 1] == 1 || n_cols <= 1) {
-    // walk outwards: the rows are evenly spaced if each dimension's stride is the size times the stride inside it
+    // walk outwards: the rows are evenly spaced if each dimension's stride is the size times the stride
+    // inside it
     int64_t stride = n_cols, span = 0;
     bool even = true, first = true;
     for (int64_t i = a.dim - 2; i >= 0 && even; i--) {
@@ -205,12 +214,13 @@ inline bool is_dense(const Arg &a) {
 // A vector argument (a weight, a bias) with stride 1.
 inline Arg dense(const Arg &a) { return is_dense(a) ? a : Arg(dense_copy(a.tensor), a.name); }
 
-// ---- launching --------------------------------------------------------------------------------------------------------
+// ---- launching --------------------------------------------------------------------------------------------
 #if LIGER_GPU
 #define LIGER_BACKEND CUDA
 #define LIGER_FN(name) liger_##name##_cuda
 // shim.h hides this behind USE_CUDA; libtorch_cuda.so (libtorch_hip.so) exports it
-extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void **ret_stream);
+extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                               void **ret_stream);
 
 // torch's device and current stream for the length of one op
 struct Scope {
@@ -221,13 +231,15 @@ struct Scope {
   }
 };
 template <class Args>
-void launch(const char *op, liger_status (*fn)(const Args *, void *), const Args &a, const Scope &scope, int64_t, int64_t) {
+void launch(const char *op, liger_status (*fn)(const Args *, void *), const Args &a, const Scope &scope,
+            int64_t, int64_t) {
   const liger_status s = fn(&a, scope.stream);
   if (s != LIGER_OK) fail(op, "the launch failed: ", liger_cuda_error_string(s));
 }
 // Work whose order is fixed, so that one call on the CPU takes all of it: sums over rows.
 template <class Args>
-void launch_whole(const char *op, liger_status (*fn)(const Args *, void *), const Args &a, const Scope &scope, int64_t n) {
+void launch_whole(const char *op, liger_status (*fn)(const Args *, void *), const Args &a, const Scope &scope,
+                  int64_t n) {
   launch(op, fn, a, scope, n, 1);
 }
 #else
@@ -238,8 +250,8 @@ struct Scope {
 };
 // fn(args, begin, end) over [0, n_items) on torch's own threads; small work stays on the calling thread
 template <class Args>
-void launch(const char *op, liger_status (*fn)(const Args *, int64_t, int64_t), const Args &a, const Scope &, int64_t n_items,
-            int64_t elements_per_item) {
+void launch(const char *op, liger_status (*fn)(const Args *, int64_t, int64_t), const Args &a, const Scope &,
+            int64_t n_items, int64_t elements_per_item) {
   constexpr int64_t elements_per_range = 16384; // below this, waking a thread costs more than the work
   const int64_t grain = elements_per_range / (elements_per_item > 0 ? elements_per_item : 1);
   std::atomic<int> status{LIGER_OK};
@@ -250,7 +262,8 @@ void launch(const char *op, liger_status (*fn)(const Args *, int64_t, int64_t), 
   if (status != LIGER_OK) fail(op, liger_error_string(status));
 }
 template <class Args>
-void launch_whole(const char *op, liger_status (*fn)(const Args *, int64_t, int64_t), const Args &a, const Scope &, int64_t n) {
+void launch_whole(const char *op, liger_status (*fn)(const Args *, int64_t, int64_t), const Args &a,
+                  const Scope &, int64_t n) {
   const liger_status s = fn(&a, 0, n);
   if (s != LIGER_OK) fail(op, liger_error_string(s));
 }

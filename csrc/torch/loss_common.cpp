@@ -1,4 +1,5 @@
-// Glue of what the losses share: scale_grad, the incoming gradient applied to a gradient that the forward saved.
+// Glue of what the losses share: scale_grad, the incoming gradient applied to a gradient that the forward
+// saved.
 #include "liger_torch.h"
 
 using liger::Arg;

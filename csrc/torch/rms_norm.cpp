@@ -18,8 +18,8 @@ liger_dtype dtype_or(const char *op, const std::optional<Arg> &w, liger_dtype ot
   return w ? liger::check_float(op, *w) : otherwise;
 }
 
-std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor &x_, const std::optional<Tensor> &weight, double eps, double offset,
-                                        int64_t casting) {
+std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor &x_, const std::optional<Tensor> &weight, double eps,
+                                        double offset, int64_t casting) {
   const char *op = "rms_norm_fwd";
   const Arg x(x_, "x");
   const liger_dtype x_dtype = liger::check_float(op, x);
@@ -49,8 +49,9 @@ std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor &x_, const std::optional<Te
   return {y, rstd};
 }
 
-std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor &dy_, const Tensor &x_, const std::optional<Tensor> &weight,
-                                        const Tensor &rstd_, double offset, bool needs_dw) {
+std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor &dy_, const Tensor &x_,
+                                        const std::optional<Tensor> &weight, const Tensor &rstd_,
+                                        double offset, bool needs_dw) {
   const char *op = "rms_norm_bwd";
   const Arg x(x_, "x"), dy(dy_, "dy"), rstd(rstd_, "rstd");
   const liger_dtype x_dtype = liger::check_float(op, x);
@@ -63,7 +64,8 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor &dy_, const Tensor &x_, con
   const liger::Rows rx = liger::rows(x), rdy = liger::rows(dy);
   liger::check_vector(op, rstd, rx.n_rows, "a value per row of x");
   if (rstd.raw_dtype != liger::accum_dtype(x))
-    liger::fail(op, "rstd has dtype ", liger::dtype_name(rstd.raw_dtype), ", expected the dtype the forward gave it");
+    liger::fail(op, "rstd has dtype ", liger::dtype_name(rstd.raw_dtype),
+                ", expected the dtype the forward gave it");
 
   needs_dw = needs_dw && w;
 #if LIGER_GPU
@@ -102,7 +104,8 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor &dy_, const Tensor &x_, con
 
 #if !LIGER_GPU
 STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
-  m.def("rms_norm_fwd(Tensor x, Tensor? weight, float eps, float offset, int casting) -> (Tensor y, Tensor rstd)");
+  m.def("rms_norm_fwd(Tensor x, Tensor? weight, float eps, float offset, int casting) -> (Tensor y, Tensor "
+        "rstd)");
   m.def("rms_norm_bwd(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, float offset, bool needs_dw)"
         " -> (Tensor dx, Tensor dweight)");
 }

@@ -1,7 +1,8 @@
 """One module per operator; this package gathers them.
 
-Every module `ops/<op>.py` is imported and the names in its `__all__` are re-exported, so that adding an operator adds a file
-and touches no list. `SPECS` holds the operators' `OpSpec`s by name; the tests, the benchmarks and the self-test run over it.
+Every module `ops/<op>.py` is imported and the names in its `__all__` are re-exported, so that adding an
+operator adds a file and touches no list. `SPECS` holds the operators' `OpSpec`s by name; the tests, the
+benchmarks and the self-test run over it.
 """
 
 import importlib

@@ -1,4 +1,6 @@
-"""Helpers that other programs import from here under upstream's names. Our own operators need none of them but `ensure_contiguous`."""
+"""Helpers that other programs import from here under upstream's names. Our own operators need none of them
+but `ensure_contiguous`.
+"""
 
 import contextlib
 import functools
@@ -33,8 +35,10 @@ def ensure_contiguous(fn):
 
 
 def calculate_settings(n):
-    """(block size, number of warps) that a Triton kernel over rows of n columns would take: the next power of two of n, and 4 to 32
-    warps. Kept for callers with Triton kernels of their own; raises RuntimeError above 65536, as upstream does."""
+    """(block size, number of warps) that a Triton kernel over rows of n columns would take: the next power of
+    two of n, and 4 to 32 warps. Kept for callers with Triton kernels of their own; raises RuntimeError above
+    65536, as upstream does.
+    """
     block = 1 << max(n - 1, 0).bit_length()
     if block > 65536:
         raise RuntimeError(f"n is {n}: a block of {block} exceeds Triton's limit of 65536")
@@ -43,7 +47,9 @@ def calculate_settings(n):
 
 
 def compare_version(package, operator, target):
-    """operator(version of the installed package, target), e.g. compare_version("torch", operator.ge, "2.10"); False if not installed."""
+    """operator(version of the installed package, target), e.g. compare_version("torch", operator.ge, "2.10");
+    False if not installed.
+    """
     from packaging.version import parse
 
     try:
@@ -54,7 +60,9 @@ def compare_version(package, operator, target):
 
 
 def get_amp_custom_fwd_bwd():
-    """The decorators torch.amp.custom_fwd and custom_bwd for the device in use: CUDA if there is one, else the CPU."""
+    """The decorators torch.amp.custom_fwd and custom_bwd for the device in use: CUDA if there is one, else
+    the CPU.
+    """
     device = "cuda" if torch.backends.cuda.is_built() else "cpu"
     return (
         functools.partial(torch.amp.custom_fwd, device_type=device),

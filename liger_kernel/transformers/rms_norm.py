@@ -12,10 +12,10 @@ FUNCTIONAL = ("liger_rms_norm",)
 def liger_rms_norm(X, W, eps, offset=0.0, casting_mode="llama", in_place=True):
     """y = x / sqrt(mean(x^2) + eps) * (w + offset) over the last dimension.
 
-    X: (..., n_cols), float32, bfloat16, float16 (float64 on the CPU); W: (n_cols,) of any of these dtypes, or None for no weight.
-    casting_mode: "llama" rounds the normalised row to X's dtype before the weight is applied; "gemma" and "none" round once. The result has
-    X's dtype. `in_place` is accepted for compatibility; X and the incoming gradient are never written to.
-    Source: arXiv:1910.07467.
+    X: (..., n_cols), float32, bfloat16, float16 (float64 on the CPU); W: (n_cols,) of any of these dtypes, or
+    None for no weight. casting_mode: "llama" rounds the normalised row to X's dtype before the weight is
+    applied; "gemma" and "none" round once. The result has X's dtype. `in_place` is accepted for
+    compatibility; X and the incoming gradient are never written to. Source: arXiv:1910.07467.
     """
     return LigerRMSNormFunction.apply(X, W, eps, offset, casting_mode, in_place)
 
@@ -23,9 +23,10 @@ def liger_rms_norm(X, W, eps, offset=0.0, casting_mode="llama", in_place=True):
 class LigerRMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * (weight + offset), a stand-in for LlamaRMSNorm.
 
-    hidden_size: size of the last dimension. init_fn: "ones" or "zeros" for the weight. elementwise_affine=False: no weight.
-    casting_mode: "llama", "gemma" or "none" (see `liger_rms_norm`). `in_place`, `row_mode`: accepted for compatibility.
-    Raises ValueError for an unknown casting_mode or init_fn.
+    hidden_size: size of the last dimension. init_fn: "ones" or "zeros" for the weight.
+    elementwise_affine=False: no weight. casting_mode: "llama", "gemma" or "none" (see `liger_rms_norm`).
+    `in_place`, `row_mode`: accepted for compatibility. Raises ValueError for an unknown casting_mode or
+    init_fn.
     """
 
     def __init__(
@@ -56,19 +57,36 @@ class LigerRMSNorm(nn.Module):
 
     def forward(self, hidden_states):
         return LigerRMSNormFunction.apply(
-            hidden_states, self.weight, self.variance_epsilon, self.offset, self.casting_mode, self.in_place, self.row_mode
+            hidden_states,
+            self.weight,
+            self.variance_epsilon,
+            self.offset,
+            self.casting_mode,
+            self.in_place,
+            self.row_mode,
         )
 
     def extra_repr(self):
         size = "no weight" if self.weight is None else tuple(self.weight.shape)
-        return f"{size}, eps={self.variance_epsilon}, offset={self.offset}, casting_mode={self.casting_mode!r}"
+        return (
+            f"{size}, eps={self.variance_epsilon}, offset={self.offset}, casting_mode={self.casting_mode!r}"
+        )
 
 
 class LigerRMSNormForGemma(LigerRMSNorm):
-    """GemmaRMSNorm: the weight is stored less one (offset 1, zeros at the start), fp32 until the final rounding."""
+    """GemmaRMSNorm: the weight is stored less one (offset 1, zeros at the start), fp32 until the final
+    rounding.
+    """
 
     def __init__(
-        self, hidden_size, eps=1e-6, offset=1.0, casting_mode="gemma", init_fn="zeros", in_place=True, row_mode=None
+        self,
+        hidden_size,
+        eps=1e-6,
+        offset=1.0,
+        casting_mode="gemma",
+        init_fn="zeros",
+        in_place=True,
+        row_mode=None,
     ):
         super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
 
@@ -77,6 +95,13 @@ class LigerRMSNormForGemma2(LigerRMSNorm):
     """Gemma2RMSNorm: as LigerRMSNormForGemma; in_place is False by default, as upstream has it."""
 
     def __init__(
-        self, hidden_size, eps=1e-6, offset=1.0, casting_mode="gemma", init_fn="zeros", in_place=False, row_mode=None
+        self,
+        hidden_size,
+        eps=1e-6,
+        offset=1.0,
+        casting_mode="gemma",
+        init_fn="zeros",
+        in_place=False,
+        row_mode=None,
     ):
         super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
