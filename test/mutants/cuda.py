@@ -25,8 +25,8 @@ MUTANTS = [
     (
         "rms_norm_other_stream",
         RMS,
-        "p.threads, shared, stream>>>(\n      (T *)a->Y",
-        "p.threads, shared, 0>>>(\n      (T *)a->Y",
+        "FWD_THREADS_PER_SM), p.threads, shared, stream>>>(",
+        "FWD_THREADS_PER_SM), p.threads, shared, 0>>>(",
         gpu("rms_norm", "current_stream"),
     ),
     (
