@@ -115,17 +115,16 @@ def test_gradcheck(spec, sample):
 @pytest.mark.parametrize("layout", C.LAYOUTS)
 @per_sample(middling)
 def test_layout_gives_the_contiguous_runs_bits(spec, sample, layout, device):
+    # a GPU reads a row in pieces of 16 bytes and what its alignment leaves at the ends: another order of sums
+    other_order = spec.reduces and device == "cuda" and layout in ("misaligned", "expanded")
     for x in (torch.float32, torch.bfloat16):
-        if spec.gemm and layout != "expanded":
+        if other_order or (spec.gemm and layout != "expanded"):
             C.check(spec, sample, device, x, layout=layout)
             continue
         args = C.draw(sample, device, x, layout=layout)
         dense = C.call(spec.fn, C.copied(args))
         run = C.call(spec.fn, args, upstream=dense.upstream)
-        if device == "cuda" and layout in ("misaligned", "expanded"):
-            # rows that are no aligned vectors go element by element, and are added up in another order
-            C.check(spec, sample, device, x, layout=layout)
-        elif not spec.gemm:
+        if not spec.gemm:
             assert run.equal(dense) == []
         elif x == torch.float32:  # equal rows cancel to a gradient of rounding noise, which no relative bar fits
             for name, value in run.named().items():

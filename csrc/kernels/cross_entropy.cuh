@@ -234,7 +234,9 @@ __device__ __forceinline__ ce_gradient ce_finish(const ce_params &p, int64_t row
   const float ce_scale = p.stats[LIGER_CE_SCALE], z_scale = p.stats[LIGER_CE_Z_SCALE],
               w_sum = p.stats[LIGER_CE_W_SUM];
   const bool dead = s.d == 0.0f; /* nothing but -inf: no probabilities, no gradient */
-  const float log_d = p.n_cols == 1 ? 0.0f : logf(s.d) + ce_log_unit(s.m), lse = s.m + log_d, each = p.smoothing / (float)p.n_cols;
+  /* of one class d is 1: its logarithm is 0, not the rounding that exponentials to base 2 leave. A NaN goes on. */
+  const float log_d = p.n_cols == 1 && s.d > 0.0f ? 0.0f : logf(s.d) + ce_log_unit(s.m);
+  const float lse = s.m + log_d, each = p.smoothing / (float)p.n_cols;
   const float log_p = dead || t.z == -INFINITY ? -INFINITY : (t.z - s.m) - log_d;
   const float hard = (1.0f - p.smoothing) * t.w, scaling = p.token_scaling ? expf(log_p) : 1.0f;
   if (write) {

@@ -165,5 +165,6 @@ SPEC_FIELDS = dict(
         _sample(4, 7, weight=True, ignored=0.3, reduction="none", **_ALL_OPTIONS),
         _sample(3, 5, reduction="sum"),
     ),
+    reduces=True,
     notes="class weights, ignore_index, label smoothing, z-loss, softcap; loss in fp32",
 )

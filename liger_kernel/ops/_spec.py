@@ -86,6 +86,7 @@ class OpSpec:
     big         the sample that a GPU runs with more than 2^31 elements by growing its leading size (the first, by default)
     gemm        results pass through torch's matrix products, whose bits may change with layout, alignment and the number of
                 threads: there the tests hold every variant against the truth instead of against the first one's bits
+    reduces     sums over a row: on a GPU their order follows the alignment of the row
     notes       what the docs' table says beside the name
     """
 
@@ -103,6 +104,7 @@ class OpSpec:
     dynamic: tuple[Sample, ...] = ()
     big: Sample | None = None
     gemm: bool = False
+    reduces: bool = False
     notes: str = ""
 
 

@@ -141,5 +141,6 @@ SPEC = OpSpec(
         "cpu": (_case(2048, 2048, "rms_norm"),),
         "cuda": (*(_case(16384, h) for h in (2048, 4096, 8192)), _case(16384 * 32, 128, "qk_128")),
     },
+    reduces=True,
     notes="casting modes llama, gemma, none; offset; no weight",
 )
