@@ -31,8 +31,10 @@ def summary(args, steps, empty):
 
 
 def plot(args, losses, speed, peak):
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        return print(f"No plot, since matplotlib is not installed. Figures: {args.out / 'result.json'}")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
