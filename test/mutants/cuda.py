@@ -26,7 +26,7 @@ MUTANTS = [
         "rms_norm_other_stream",
         RMS,
         "FWD_THREADS_PER_SM), p.threads, shared, stream>>>(",
-        "FWD_THREADS_PER_SM), p.threads, shared, 0>>>(",
+        "FWD_THREADS_PER_SM), p.threads, shared, stream ? 0 : stream>>>(",
         gpu("rms_norm", "current_stream"),
     ),
     (
