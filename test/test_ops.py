@@ -126,7 +126,8 @@ def test_layout_gives_the_contiguous_runs_bits(spec, sample, layout, device):
         run = C.call(spec.fn, args, upstream=dense.upstream)
         if not spec.gemm:
             assert run.equal(dense) == []
-        elif x == torch.float32:  # equal rows cancel to a gradient of rounding noise, which no relative bar fits
+        # equal rows cancel to a gradient of rounding noise, which no relative bar fits
+        elif x == torch.float32:
             for name, value in run.named().items():
                 torch.testing.assert_close(value, dense.named()[name], rtol=1e-5, atol=1e-5, equal_nan=True)
 

@@ -108,8 +108,7 @@ __device__ __forceinline__ ce_full ce_shuffle(const ce_full &s, int mask) {
 
 /* The state of `width` lanes (a power of two) that differ in their low bits, as a tree. All lanes call and hold the result. */
 template <class State> __device__ __forceinline__ State ce_warp_merge(State s, int width) {
-  for (int mask = width / 2; mask > 0; mask /= 2)
-    s = ce_merge(s, ce_shuffle(s, mask));
+  for (int mask = width / 2; mask > 0; mask /= 2) s = ce_merge(s, ce_shuffle(s, mask));
   return s;
 }
 
@@ -118,8 +117,7 @@ template <class State> __device__ __forceinline__ State ce_warp_merge(State s, i
 template <class State> __device__ __forceinline__ State ce_block_merge(State s, State *scratch) {
   s = ce_warp_merge(s, GPU_LANES);
   const int n_warps = ((int)blockDim.x + GPU_LANES - 1) / GPU_LANES;
-  if (threadIdx.x % GPU_LANES == 0)
-    scratch[threadIdx.x / GPU_LANES] = s;
+  if (threadIdx.x % GPU_LANES == 0) scratch[threadIdx.x / GPU_LANES] = s;
   __syncthreads();
   return ce_warp_merge(scratch[threadIdx.x & (n_warps - 1)], n_warps);
 }

@@ -9,8 +9,7 @@
  *                300 give 14; with hidden_size >= 512 up to 20 keep the bound, below that 10. Beyond, dW
  *                is added up in fp32. A caller who asks for fp32 gets products that round nothing but the
  *                result: on the CPU, where no product takes bf16 and adds in fp32, from a widened copy of
- *                the block. On a GPU fp16 is always added up in fp32: cuBLAS may reduce fp16 products in
- *                fp16 themselves.
+ *                the block.
  * Vocabulary     blocks (statistics first, then recompute) have their place in the result and are not
  *                chosen yet. */
 #include "../liger.h"
@@ -69,8 +68,7 @@ liger_status liger_linear_loss_plan(const liger_linear_loss_plan_args *a,
   const int64_t additions_allowed = a->hidden_size >= 512 ? 20 : 10;
   liger_dtype accum = a->compute_dtype;
   if (narrow && (insists || a->w_dtype == LIGER_F32 ||
-                 (a->accum == LIGER_ACCUM_AUTO &&
-                  (plan->n_blocks > additions_allowed || (a->on_gpu && a->compute_dtype == LIGER_F16)))))
+                 (a->accum == LIGER_ACCUM_AUTO && plan->n_blocks > additions_allowed)))
     accum = LIGER_F32;
   if (narrow && plan->n_blocks <= 1 && a->w_dtype != LIGER_F32)
     accum = a->compute_dtype; /* one product is one rounding, whatever it is added up in */

@@ -166,5 +166,6 @@ SPEC_FIELDS = dict(
         _sample(3, 5, reduction="sum"),
     ),
     reduces=True,
+    big=_sample(7, 45, ignored=0.3, reduction="sum"),  # a mean would scale by the number of rows
     notes="class weights, ignore_index, label smoothing, z-loss, softcap; loss in fp32",
 )

@@ -1,7 +1,8 @@
-"""`OpSpec`: what an operator says about itself, once, for tests, benchmarks, the self-test and the tables of the docs.
+"""`OpSpec`: what an operator says about itself, once, for tests, benchmarks, the self-test and the tables of
+the docs.
 
-A spec holds no tensors. It describes arguments (`T`), so that a test can draw them on any device, in any dtype of its grid
-and in any memory layout, and a benchmark at any size.
+A spec holds no tensors. It describes arguments (`T`), so that a test can draw them on any device, in any
+dtype of its grid and in any memory layout, and a benchmark at any size.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 class T:
     """One tensor argument of a `Sample`.
 
-    kind: "x" takes the activation dtype of the test grid, "w" the parameter dtype, "fp32" is always float32 (float64 in fp64
-    runs), "index" is int64. Floating tensors are normal with the given `scale` and `mean`. Index tensors are uniform in
-    [low, high); a share `ignored` of them is set to -100.
+    kind: "x" takes the activation dtype of the test grid, "w" the parameter dtype, "fp32" is always float32
+    (float64 in fp64 runs), "index" is int64. Floating tensors are normal with the given `scale` and `mean`.
+    Index tensors are uniform in [low, high); a share `ignored` of them is set to -100.
     """
 
     shape: tuple[int, ...]
@@ -38,8 +39,9 @@ class T:
 class Sample:
     """Named arguments of one call: `T` is drawn, anything else is passed as it is.
 
-    floor: the size of the terms of a gradient that cancel almost entirely (rms_norm of one column: dX is eps of its terms). A unit in the
-    last place is counted at this scale where the tensor's own is smaller. 0 nearly everywhere: it is no tolerance.
+    floor: the size of the terms of a gradient that cancel almost entirely (rms_norm of one column: dX is eps
+    of its terms). A unit in the last place is counted at this scale where the tensor's own is smaller. 0
+    nearly everywhere: it is no tolerance.
     """
 
     id: str
@@ -54,8 +56,8 @@ class Sample:
 class Case:
     """A benchmark case: a sample, and the bytes or operations that no implementation can do without.
 
-    `fwd_elements`, `full_elements`: elements of the activation dtype that must move, forward and forward + backward. `flops`: (forward, full)
-    operations of the matrix products, for operators bound by them.
+    `fwd_elements`, `full_elements`: elements of the activation dtype that must move, forward and forward +
+    backward. `flops`: (forward, full) operations of the matrix products, for operators bound by them.
     """
 
     id: str
@@ -71,21 +73,27 @@ class OpSpec:
 
     name        the stem: upstream's module name
     fn          the differentiable entry that users reach, called as fn(**args); returns a tensor or a tuple
-    ref         the same call in plain PyTorch, as Hugging Face writes it; in float64 it is the truth, in a low precision it
+    ref         the same call in plain PyTorch, as Hugging Face writes it; in float64 it is the truth, in a
+                low precision it
                 is the bar that our error may not pass
     samples     correctness cases: sizes 0, 1, odd, around every internal threshold, and every option
-    options     pairs (base, changed) of samples that differ in one option: some output or gradient must differ
+    options     pairs (base, changed) of samples that differ in one option: some output or gradient must
+                differ
     raw         raw(args) -> list of (torch.ops.liger overload, positional arguments): what opcheck runs
     errors      (match, changes) pairs: changing the first sample so must raise with a text that matches
     cases       benchmark cases by device type: {"cpu": (Case, ...), "cuda": (Case, ...)}
     ulps        how many units in the last place of the output's dtype the error may exceed eager's own
     grad_factor how many times eager's own error a gradient of kind "w" may have (the linear losses: 3)
     gradcheck   samples small enough for fp64 gradcheck (the first with 0 < size < 64 elements, by default)
-    dynamic     samples that differ in sizes alone, for one compiled graph with dynamic shapes (the first sample with other
+    dynamic     samples that differ in sizes alone, for one compiled graph with dynamic shapes (the first
+                sample with other
                 leading sizes, by default)
-    big         the sample that a GPU runs with more than 2^31 elements by growing its leading size (the first, by default)
-    gemm        results pass through torch's matrix products, whose bits may change with layout, alignment and the number of
-                threads: there the tests hold every variant against the truth instead of against the first one's bits
+    big         the sample that a GPU runs with more than 2^31 elements by growing its leading size (the
+                first, by default)
+    gemm        results pass through torch's matrix products, whose bits may change with layout, alignment and
+                the number of
+                threads: there the tests hold every variant against the truth instead of against the first
+                one's bits
     reduces     sums over a row: on a GPU their order follows the alignment of the row
     notes       what the docs' table says beside the name
     """

@@ -99,7 +99,8 @@ def check_options(reduction, label_smoothing, softcap):
 def _raw_options(x, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap):
     """The arguments that every raw operator takes after x, checked."""
     check_options(reduction, label_smoothing, softcap)
-    check_labels("cross_entropy", target, x.shape[-1], ignore_index)
+    if x.dim() == 2:  # else the operator says so
+        check_labels("cross_entropy", target, x.shape[1], ignore_index)
     if weight is not None:
         if not weight.is_floating_point():
             raise ValueError(f"weight has dtype {weight.dtype}, expected a floating-point dtype")

@@ -16,7 +16,14 @@ __all__ = ["LigerRMSNormFunction", "rms_norm_forward", "rms_norm_backward"]
 
 _fwd = torch.ops.liger.rms_norm_fwd.default
 _bwd = torch.ops.liger.rms_norm_bwd.default
-_CASTING = {"none": 0, "llama": 1, "gemma": 2, -1: 0, 0: 1, 1: 2}  # names, and the integers upstream knows them by
+_CASTING = {
+    "none": 0,
+    "llama": 1,
+    "gemma": 2,
+    -1: 0,
+    0: 1,
+    1: 2,
+}  # names, and the integers upstream knows them by
 
 
 def _casting_code(casting_mode):
@@ -43,10 +50,11 @@ def _(dy, x, weight, rstd, offset, needs_dw):
 class LigerRMSNormFunction(torch.autograd.Function):
     """y = rms_norm(x) * (w + offset), differentiable in x and w.
 
-    X: (..., n_cols), float32, bfloat16, float16 (float64 on the CPU), any strides. W: (n_cols,) of any of these dtypes, or None.
-    casting_mode: "llama" rounds x * rstd to X's dtype before the weight is applied, "gemma" and "none" round once, at the end.
-    `in_place` and `row_mode` are accepted for compatibility: nothing is written in place, and the launch plan follows the sizes.
-    Raises RuntimeError for a wrong device, dtype or size (naming the argument), ValueError for an unknown casting_mode.
+    X: (..., n_cols), float32, bfloat16, float16 (float64 on the CPU), any strides. W: (n_cols,) of any of
+    these dtypes, or None. casting_mode: "llama" rounds x * rstd to X's dtype before the weight is applied,
+    "gemma" and "none" round once, at the end. `in_place` and `row_mode` are accepted for compatibility:
+    nothing is written in place, and the launch plan follows the sizes. Raises RuntimeError for a wrong
+    device, dtype or size (naming the argument), ValueError for an unknown casting_mode.
     """
 
     @staticmethod
@@ -65,7 +73,9 @@ class LigerRMSNormFunction(torch.autograd.Function):
 
 
 def rms_norm_forward(X, W, eps, offset, casting_mode, row_mode):
-    """Upstream's helper: (Y, X as rows, RSTD, block size, warps, casting mode). The two launch numbers are None here."""
+    """Upstream's helper: (Y, X as rows, RSTD, block size, warps, casting mode). The two launch numbers are
+    None here.
+    """
     code = _casting_code(casting_mode)
     y, rstd = _fwd(X, W, eps, offset, code)
     return y, X.reshape(-1, X.shape[-1]), rstd, None, None, {0: -1, 1: 0, 2: 1}[code]
@@ -95,7 +105,11 @@ def _rms_norm(X, W, eps=1e-6, offset=0.0, casting_mode="llama", in_place=True, r
 
 
 def _sample(*shape, weight=True, **options):
-    name = "x".join(map(str, shape)) + "".join(f"-{v}" for v in options.values()) + ("" if weight else "-no_weight")
+    name = (
+        "x".join(map(str, shape))
+        + "".join(f"-{v}" for v in options.values())
+        + ("" if weight else "-no_weight")
+    )
     one = shape[-1:] == (1,)  # the two terms of dX, rstd * m, cancel but for eps; the mean keeps rstd below 1
     x, floor = T(shape, mean=5.0 if one else 0.0), 1.0 if one else 0.0
     return Sample(name, {"X": x, "W": T(shape[-1:], "w") if weight else None, "eps": 1e-6, **options}, floor)
@@ -119,9 +133,29 @@ SPEC = OpSpec(
     ref=rms_norm_ref,
     samples=(
         _base,
-        *(_sample(*shape) for shape in [(0, 8), (1, 1), (3, 1), (2, 0), (7, 33), (40, 127), (300, 128), (5, 16), (2, 3, 2500), (3, 8193)]),
-        *(_sample(*shape) for shape in [(3, 16384), (2, 16392), (2, 40000)]),  # around what registers and buffers hold
-        *(_sample(9, 72, casting_mode=mode, offset=offset) for mode in ("llama", "gemma", "none") for offset in (0.0, 1.0)),
+        *(
+            _sample(*shape)
+            for shape in [
+                (0, 8),
+                (1, 1),
+                (3, 1),
+                (2, 0),
+                (7, 33),
+                (40, 127),
+                (300, 128),
+                (5, 16),
+                (2, 3, 2500),
+                (3, 8193),
+            ]
+        ),
+        *(
+            _sample(*shape) for shape in [(3, 16384), (2, 16392), (2, 40000)]
+        ),  # around what registers and buffers hold
+        *(
+            _sample(9, 72, casting_mode=mode, offset=offset)
+            for mode in ("llama", "gemma", "none")
+            for offset in (0.0, 1.0)
+        ),
         _sample(9, 72, weight=False),
         Sample("mean-1000", {"X": T((6, 129), mean=1e3), "W": T((129,), "w"), "eps": 1e-6}),
     ),

@@ -175,7 +175,13 @@ SPEC = OpSpec(
         ),
         *(
             _sample(*shape)
-            for shape in [(1, 9, 3, 37, 64), (1, 5, 1, 3, 128), (1, 2, 1, 3, 2050), (1, 1, 1, 2, 4100)]
+            for shape in [
+                (1, 9, 3, 37, 64),
+                (1, 5, 1, 3, 128),
+                (1, 2, 1, 3, 2050),
+                (1, 1, 1, 2, 4100),
+                (1, 12, 2, 2, 2048),  # more heads than the threads of a GPU block take at once
+            ]
         ),
         _sample(2, 3, 1, 5, 16, table=(5,), id="table-S"),
         _sample(2, 3, 1, 5, 16, table=(2, 5), id="table-BS"),
