@@ -104,17 +104,25 @@ def steps(device):
 
 
 def demo():
-    body = []
+    body, where = [], []
     for path in sorted(machine.RESULTS.glob("demo_*.json")):
         r = json.loads(path.read_text())
         o, hf, ours = r["options"], r["speed"]["hf"], r["speed"]["liger"]
         what = f"{o['device']}, {o['dtype']}, vocabulary {o['vocab_size']}"
         memory = f"{r['peak']['hf']:.2f} → {r['peak']['liger']:.2f}"
+        where.append(f"{r['machine']}, torch {r['torch']}, {o['steps']} steps, {r['date']}")
         body.append([what, f"{hf:.0f} → {ours:.0f}", f"{r['ratio']:.2f}", memory, f"{r['worst']:.3%}"])
     if not body:
         return []
     head = ["`make demo`", "tokens/s", "ratio", "peak GiB", "losses apart by"]
-    return ["**The demo**, Hugging Face → with liger_kernel.", "", *table(head, body), ""]
+    return [
+        "**The demo**, Hugging Face → with liger_kernel.",
+        "",
+        *table(head, body),
+        "",
+        "; ".join(dict.fromkeys(where)) + ".",
+        "",
+    ]
 
 
 def main():

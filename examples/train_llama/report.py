@@ -1,7 +1,11 @@
 """What train.py prints and plots about its two runs, and its exit code."""
 
+import datetime
 import json
+import platform
 import statistics
+
+import torch
 
 TOLERANCE = {"bf16": 0.01, "fp32": 0.001}  # of the 10-step means of the losses
 NAMES = {"hf": "Hugging Face", "liger": "with liger_kernel"}
@@ -24,7 +28,10 @@ def summary(args, steps, empty):
     print(f"Of the memory {empty:.2f} GiB are Python and its libraries, before there is a model.")
     verdict = "the same" if same else "TOO DIFFERENT"
     print(f"10-step means of the losses: {worst:.3%} apart, allowed {TOLERANCE[args.dtype]:.1%}: {verdict}")
-    result = {"options": vars(args), "speed": speed, "ratio": ratio, "peak": peak, "worst": worst}
+    where = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
+    where = where or f"{platform.machine()}, {torch.get_num_threads()} threads"
+    result = {"machine": where, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+    result |= {"options": vars(args), "speed": speed, "ratio": ratio, "peak": peak, "worst": worst}
     (args.out / "result.json").write_text(json.dumps({**result, "losses": losses}, default=str, indent=1))
     plot(args, losses, speed, peak)
     return 0 if same else 1

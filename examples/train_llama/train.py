@@ -158,9 +158,10 @@ def compare(args):
         sys.exit(f"The run '{NAMES[name]}' ended early; from {logs[name]}:\n{logs[name].read_text()[-3000:]}")
 
     hello = {name: listen(name) for name in NAMES}
-    print(f"Model: Llama, {hello['hf']['parameters'] / 1e6:.1f} M parameters: {args.layers} layers of")
-    print(f"       {args.hidden_size}, vocabulary {args.vocab_size}, {args.dtype} on {args.device}; ", end="")
-    print(f"{args.steps} steps of {args.batch_size} x {args.seq_len} tokens")
+    size = f"{args.layers} layers of {args.hidden_size}, vocabulary {args.vocab_size}"
+    print(f"Model: Llama, {size}, {hello['hf']['parameters'] / 1e6:.1f} M parameters, {args.dtype}")
+    print(f"Run:   {args.device}, {args.steps} steps of {args.batch_size} x {args.seq_len} tokens")
+    print("Patch: ", end="")
     print(hello["liger"]["report"], flush=True)
     steps = {name: [] for name in NAMES}
     with tqdm(total=args.steps, unit="step", desc="both in turn") as bar:
