@@ -76,7 +76,7 @@ MUTANTS = [
         "ce_softcap_slope",
         CE,
         "dz[j] *= 1.0f - (z[j] * inv) * (z[j] * inv);",
-        "dz[j] *= 1.0f;",
+        "dz[j] *= 1.0f + 0.0f * inv;",
         ops("cross_entropy"),
     ),
     (

@@ -74,7 +74,7 @@ MUTANTS = [
         "ce_softcap_slope",
         CE,
         "dz[i] *= 1 - (z[i] * inv) * (z[i] * inv);",
-        "dz[i] *= 1;",
+        "dz[i] *= 1 + 0 * inv;",
         ops("cross_entropy", NUMBERS),
     ),
     (

@@ -44,7 +44,16 @@ def build(tree, device):
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"a mutant does not compile:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        raise RuntimeError(f"{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def does_not_compile(tree, device):
+    """None, or what the compiler says of the seeded tree: a fault that cannot be built proves nothing."""
+    try:
+        build(tree, device)
+    except RuntimeError as error:
+        return f"does not compile: {error}"
+    return None
 
 
 def run_tests(tree, device, arguments):
@@ -110,9 +119,8 @@ def judge(tree, device, all_mutants, prebuilt, progress):
         with Seeded(tree, file, old, new):
             if prebuilt:
                 shutil.copy(pathlib.Path(prebuilt) / f"{name}.so", library)
-            elif compiled:
-                build(tree, device)
-            caught, text = run_tests(tree, device, arguments)
+            broken = does_not_compile(tree, device) if compiled and not prebuilt else None
+            caught, text = (False, broken) if broken else run_tests(tree, device, arguments)
         if prebuilt:
             library.write_bytes(good)
         rows.append(
@@ -126,11 +134,11 @@ def build_only(tree, all_mutants, folder, progress):
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     for name, file, old, new, _ in all_mutants:
         with Seeded(tree, file, old, new):
-            build(tree, "cuda")
-            shutil.copy(
-                tree / "liger_kernel" / "lib" / "libliger_cuda.so", pathlib.Path(folder) / f"{name}.so"
-            )
-        progress((name, file, "built", "", ""))
+            broken = does_not_compile(tree, "cuda")
+            if not broken:
+                library = tree / "liger_kernel" / "lib" / "libliger_cuda.so"
+                shutil.copy(library, pathlib.Path(folder) / f"{name}.so")
+        progress((name, file, broken or "built", "", ""))
 
 
 def main():
