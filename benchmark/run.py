@@ -5,10 +5,11 @@
     python -m benchmark.run --device cuda --impls upstream --upstream DIR
         DIR from: pip install --no-deps --target DIR liger-kernel==0.8.5
 
-Cases, references and floors come from each operator's `OpSpec`. eager is the reference, compile is
-torch.compile of it. A result is compared with eager before it is timed; one that differs gets a row with an
-error and no time. "full" is forward and backward. The floor is the bytes that must move at the copy
-bandwidth, or the matrix products alone, measured in the same run.
+Cases, references and floors come from each operator's `OpSpec`. eager is the reference (or, where that does
+more than users do, what baselines.py has), compile is torch.compile of it. A result is compared with eager
+before it is timed; one that differs gets a row with an error and no time. "full" is forward and backward. The
+floor is the bytes that must move at the copy bandwidth, or the matrix products alone, measured in the same
+run.
 
 CPU: every round calls each implementation once, and ratios are medians over the rounds, so that noise hits
 all alike. The process restarts itself with malloc kept from returning memory: large outputs would time page
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from . import cases, machine, plot, timing
+from . import baselines, cases, machine, plot, timing
 
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 
@@ -168,9 +169,10 @@ def main(argv=None):
     print(f"{base['machine']}, torch {base['torch']}, commit {base['commit']}; rows go to {out}")
     for name, case, dtype in machine.progress(list(missing(here)), desc="cases"):
         spec = SPECS[name]
+        eager = baselines.eager(spec, case.sample.args)
         ways = {
-            "eager": lambda s=spec: s.ref,
-            "compile": lambda s=spec: torch.compile(s.ref, dynamic=False),
+            "eager": lambda f=eager: f,
+            "compile": lambda f=eager: torch.compile(f, dynamic=False),
             "liger": lambda s=spec: s.fn,
         }
         fns = {i: ways[i]() for i in here}

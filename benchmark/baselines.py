@@ -1,0 +1,30 @@
+"""What eager and torch.compile are measured on where an operator's reference does more than a user's code
+would.
+
+The references of the cross entropies serve every option and so compute what a plain loss never does; timing
+them would flatter us. These are the calls that Hugging Face's models make.
+"""
+
+import torch.nn.functional as F
+
+
+def cross_entropy(_input, target):
+    return F.cross_entropy(_input.float(), target)
+
+
+def fused_linear_cross_entropy(_input, weight, target):
+    return F.cross_entropy((_input @ weight.t()).float(), target)
+
+
+_PLAIN = {
+    "cross_entropy": (cross_entropy, {"_input", "target"}),
+    "fused_linear_cross_entropy": (fused_linear_cross_entropy, {"_input", "weight", "target"}),
+}
+
+
+def eager(spec, args):
+    """What stands for eager PyTorch on a case's arguments: the plain call, if the case uses no option."""
+    plain, names = _PLAIN.get(spec.name, (None, set()))
+    if plain is None or {k for k, v in args.items() if v is not None} != names:
+        return spec.ref
+    return lambda **given: plain(**{k: given[k] for k in names})
