@@ -75,6 +75,12 @@ class LigerCrossEntropyLoss(nn.Module):
     positive.
     """
 
+    # the constructor's arguments, in the order in which the Function takes them
+    _OPTIONS = (
+        *("weight", "ignore_index", "lse_square_scale", "label_smoothing", "reduction", "softcap"),
+        *("return_z_loss", "return_token_accuracy", "return_predicted_tokens", "in_place"),
+    )
+
     def __init__(
         self,
         weight=None,
@@ -88,35 +94,15 @@ class LigerCrossEntropyLoss(nn.Module):
         return_predicted_tokens=False,
         in_place=False,
     ):
+        options = locals()
         super().__init__()
         check_options(reduction, label_smoothing, softcap)
-        self.weight = weight
-        self.ignore_index = ignore_index
-        self.lse_square_scale = lse_square_scale
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
-        self.softcap = softcap
-        self.return_z_loss = return_z_loss
-        self.return_token_accuracy = return_token_accuracy
-        self.return_predicted_tokens = return_predicted_tokens
-        self.in_place = in_place
+        for name in self._OPTIONS:
+            setattr(self, name, options[name])
 
     def forward(self, _input, target):
-        outputs = liger_cross_entropy_apply(
-            _input,
-            target,
-            self.weight,
-            self.ignore_index,
-            self.lse_square_scale,
-            self.label_smoothing,
-            self.reduction,
-            self.softcap,
-            self.return_z_loss,
-            self.return_token_accuracy,
-            self.return_predicted_tokens,
-            self.in_place,
-        )
-        return cross_entropy_result(outputs)
+        options = [getattr(self, name) for name in self._OPTIONS]
+        return cross_entropy_result(liger_cross_entropy_apply(_input, target, *options))
 
     def extra_repr(self):
         return (

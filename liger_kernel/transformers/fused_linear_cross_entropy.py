@@ -60,6 +60,13 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
     positive.
     """
 
+    # the constructor's arguments, in the order in which the Function takes them
+    _OPTIONS = (
+        *("ce_weight", "ignore_index", "lse_square_scale", "label_smoothing", "reduction", "softcap"),
+        *("return_z_loss", "accum_dtype", "use_token_scaling"),
+        *("return_token_accuracy", "return_predicted_tokens"),
+    )
+
     def __init__(
         self,
         ce_weight=None,
@@ -74,38 +81,15 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
         return_token_accuracy=False,
         return_predicted_tokens=False,
     ):
+        options = locals()
         super().__init__()
         check_options(reduction, label_smoothing, softcap)
-        self.ce_weight = ce_weight
-        self.ignore_index = ignore_index
-        self.lse_square_scale = lse_square_scale
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
-        self.softcap = softcap
-        self.return_z_loss = return_z_loss
-        self.accum_dtype = accum_dtype
-        self.use_token_scaling = use_token_scaling
-        self.return_token_accuracy = return_token_accuracy
-        self.return_predicted_tokens = return_predicted_tokens
+        for name in self._OPTIONS:
+            setattr(self, name, options[name])
 
     def forward(self, lin_weight, _input, target, bias=None):
-        outputs = liger_fused_linear_cross_entropy_apply(
-            _input,
-            lin_weight,
-            target,
-            bias,
-            self.ce_weight,
-            self.ignore_index,
-            self.lse_square_scale,
-            self.label_smoothing,
-            self.reduction,
-            self.softcap,
-            self.return_z_loss,
-            self.accum_dtype,
-            self.use_token_scaling,
-            self.return_token_accuracy,
-            self.return_predicted_tokens,
-        )
+        options = [getattr(self, name) for name in self._OPTIONS]
+        outputs = liger_fused_linear_cross_entropy_apply(_input, lin_weight, target, bias, *options)
         return cross_entropy_result(outputs)
 
     def extra_repr(self):

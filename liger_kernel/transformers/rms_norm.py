@@ -49,21 +49,14 @@ class LigerRMSNorm(nn.Module):
             self.weight = nn.Parameter(getattr(torch, init_fn)(hidden_size))
         else:
             self.register_parameter("weight", None)
-        self.variance_epsilon = eps
-        self.offset = offset
-        self.casting_mode = casting_mode
-        self.in_place = in_place
-        self.row_mode = row_mode
+        self.variance_epsilon, self.offset, self.casting_mode = eps, offset, casting_mode
+        self.in_place, self.row_mode = in_place, row_mode
 
     def forward(self, hidden_states):
+        numbers = self.variance_epsilon, self.offset
+        permissions = self.in_place, self.row_mode
         return LigerRMSNormFunction.apply(
-            hidden_states,
-            self.weight,
-            self.variance_epsilon,
-            self.offset,
-            self.casting_mode,
-            self.in_place,
-            self.row_mode,
+            hidden_states, self.weight, *numbers, self.casting_mode, *permissions
         )
 
     def extra_repr(self):
