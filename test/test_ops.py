@@ -133,7 +133,7 @@ def test_layout_gives_the_contiguous_runs_bits(spec, sample, layout, device):
 
 
 @pytest.mark.parametrize("layout", C.LAYOUTS)
-@per_sample(first(2))
+@per_sample(middling)
 def test_layout_of_incoming_gradients(spec, sample, layout, device):
     args = C.draw(sample, device, torch.bfloat16)
     strange = C.call(spec.fn, args, layout=layout)
