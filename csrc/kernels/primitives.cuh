@@ -120,13 +120,6 @@ static __device__ __forceinline__ void store_as(void *p, int64_t i, float v, lig
   else from_f32(((__half *)p)[i], v);
 }
 
-/* v as it comes back from a store in T: where the reference rounds in the middle of a row */
-template <typename T> static __device__ __forceinline__ float round_to(float v) {
-  T t;
-  from_f32(t, v);
-  return to_f32(t);
-}
-
 /* Whole vectors may be used on rows of this base, stride and width. Host. */
 static inline bool rows_aligned(const void *base, int64_t row_stride, int64_t n_cols, int elem_size) {
   return (uintptr_t)base % 16 == 0 && row_stride * elem_size % 16 == 0 && n_cols * elem_size % 16 == 0;
@@ -181,10 +174,6 @@ template <int NV, int CHUNK, int STAGES, int INPUTS> struct row_ring {
 struct op_sum {
   static __device__ __forceinline__ float identity() { return 0.0f; }
   static __device__ __forceinline__ float apply(float a, float b) { return a + b; }
-};
-struct op_max {
-  static __device__ __forceinline__ float identity() { return -INFINITY; }
-  static __device__ __forceinline__ float apply(float a, float b) { return fmaxf(a, b); }
 };
 
 /* Over groups of `width` neighbouring lanes (a power of two, at most the warp). All lanes call; all lanes

@@ -231,13 +231,6 @@ static inline void round_row(real *restrict x, int64_t n, liger_dtype t) {
   }
 }
 
-static inline real dot(const real *restrict a, const real *restrict b, int64_t n) {
-  real s = 0;
-#pragma omp simd reduction(+ : s)
-  for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
-  return s;
-}
-
 /* dst[c0..c1) (dtype t) = sum over blocks of partial[b][c], in block order: the same bits however the
  * blocks were computed */
 static inline void column_sum(void *dst, const real *partial, int64_t n_blocks, int64_t n_cols, int64_t c0,

@@ -351,3 +351,10 @@ def test_compile_fullgraph(level):
     revert()
     if level == "instance":
         assert_same_step(eager, step(reference, call))
+
+
+def test_accuracy_from_logits_of_an_all_ignored_batch_is_zero():
+    from liger_kernel.transformers.model.loss_utils import token_metrics
+
+    share, predicted = token_metrics(torch.randn(2, 3, 5), True, True, torch.full((2, 3), -100))
+    assert share == 0 and (predicted == -1).all()

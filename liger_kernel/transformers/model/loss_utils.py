@@ -148,5 +148,6 @@ def token_metrics(logits, accuracy, predictions, labels, shift_labels=None, igno
     target = _shifted(labels, shift_labels, ignore_index).to(logits.device)
     valid = target != ignore_index
     predicted = logits.detach().reshape(-1, logits.shape[-1]).argmax(-1).masked_fill(~valid, -1)
-    share = (predicted == target).logical_and(valid).sum() / valid.sum() if accuracy else None
+    right = (predicted == target).logical_and(valid).sum()
+    share = right / valid.sum().clamp(min=1) if accuracy else None  # nothing valid: 0, as in the kernels
     return share, predicted if predictions else None
