@@ -69,12 +69,19 @@ LIGER_API liger_status liger_rms_norm_fwd_cuda(const liger_rms_norm_fwd_args *a,
 LIGER_API int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
 LIGER_API liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a, void *stream);
 
+/* ---- elementwise ------------------------------------------------------------------------------------------
+ * The CPU functions of elementwise operators take a range of tiles: tile t is LIGER_ELEMENT_TILE columns (or
+ * what is left) of row t / tiles per row. Contiguous tensors are one row of all their elements. */
+enum { LIGER_ELEMENT_TILE = 1024 };
+
 /* ---- swiglu, geglu ----------------------------------------------------------------------------------------
- *   C  = act(g A) * B * d                        act: silu, or gelu's tanh form; g, d: gate and down
- *   multipliers dA = dC * B * act'(g A) * g * d,   dB = dC * act(g A) * d
- * The CPU functions take a range of tiles: tile t is LIGER_GLU_TILE columns (or what is left) of row t /
- * tiles per row. Contiguous tensors are one row of all their elements. */
-enum { LIGER_GLU_TILE = 1024 };
+ *   C  = act(g A) * B * d                        act: silu, or a form of gelu; g, d: gate and down multipliers
+ *   dA = dC * B * act'(g A) * g * d,   dB = dC * act(g A) * d */
+typedef enum {
+  LIGER_GELU_TANH = 0,  /* x (1 + tanh(sqrt(2/pi) (x + .044715 x^3))) / 2 */
+  LIGER_GELU_EXACT = 1, /* x (1 + erf(x / sqrt 2)) / 2 */
+  LIGER_GELU_QUICK = 2, /* x / (1 + e^(-1.702 x)) */
+} liger_gelu;
 
 typedef struct {
   void *C; /* (n_rows, n_cols), contiguous, c_dtype */
@@ -82,14 +89,16 @@ typedef struct {
   int64_t n_rows, n_cols, A_row_stride, B_row_stride;
   double gate_multiplier, down_multiplier;
   liger_dtype a_dtype, b_dtype, c_dtype;
+  int gelu; /* liger_gelu; geglu alone reads it */
 } liger_glu_fwd_args;
 
 typedef struct {
-  void *dA, *dB; /* (n_rows, n_cols), contiguous, a_dtype and b_dtype; either may be NULL: not wanted */
+  void *dA, *dB; /* (n_rows, n_cols), a_dtype and b_dtype, rows apart; either may be NULL: not wanted */
   const void *dC, *A, *B;
-  int64_t n_rows, n_cols, dC_row_stride, A_row_stride, B_row_stride;
+  int64_t n_rows, n_cols, dA_row_stride, dB_row_stride, dC_row_stride, A_row_stride, B_row_stride;
   double gate_multiplier, down_multiplier;
   liger_dtype a_dtype, b_dtype, c_dtype; /* c_dtype: dC's */
+  int gelu;
 } liger_glu_bwd_args;
 
 LIGER_API liger_status liger_swiglu_fwd_cpu(const liger_glu_fwd_args *a, int64_t tile_begin,
@@ -102,6 +111,20 @@ LIGER_API liger_status liger_geglu_fwd_cpu(const liger_glu_fwd_args *a, int64_t 
 LIGER_API liger_status liger_geglu_bwd_cpu(const liger_glu_bwd_args *a, int64_t tile_begin, int64_t tile_end);
 LIGER_API liger_status liger_geglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream);
 LIGER_API liger_status liger_geglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream);
+
+/* ---- relu_squared -----------------------------------------------------------------------------------------
+ *   Y = max(X, 0)^2,   dX = dY * 2 max(X, 0) */
+typedef struct {
+  void *Y;        /* (n_rows, n_cols), contiguous: Y forward, dX backward */
+  const void *dY; /* NULL forward */
+  const void *X;
+  int64_t n_rows, n_cols, dY_row_stride, X_row_stride;
+  liger_dtype x_dtype;
+} liger_relu_squared_args;
+
+LIGER_API liger_status liger_relu_squared_cpu(const liger_relu_squared_args *a, int64_t tile_begin,
+                                              int64_t tile_end);
+LIGER_API liger_status liger_relu_squared_cuda(const liger_relu_squared_args *a, void *stream);
 
 /* ---- rope -------------------------------------------------------------------------------------------------
  * Of every head's vector x, with h = rotary_dim / 2 and the angle's cosine c_i and sine s_i of the token's

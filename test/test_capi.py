@@ -129,10 +129,34 @@ def test_glu(capi, op, shape, code):
     args = dict(A=a, B=b, n_rows=n, n_cols=v, A_row_stride=v + 1, B_row_stride=v, gate_multiplier=0.75)
     args |= dict(down_multiplier=1.5, a_dtype=code, b_dtype=code, c_dtype=code)
     halves(getattr(capi, f"{op}_fwd"), tiles, C=c, **args)
-    halves(getattr(capi, f"{op}_bwd"), tiles, dA=da, dB=db, dC=dc, dC_row_stride=v, **args)
+    halves(
+        getattr(capi, f"{op}_bwd"),
+        tiles,
+        dA=da,
+        dB=db,
+        dC=dc,
+        dA_row_stride=v,
+        dB_row_stride=v,
+        dC_row_stride=v,
+        **args,
+    )
     close(c, A * s * B * 1.5, code, 8)
     close(da, dC * B * slope * 0.75 * 1.5, code, 16)
     close(db, dC * A * s * 1.5, code, 8)
+
+
+@sized
+@everything
+def test_relu_squared(capi, shape, code):
+    n, v = shape
+    x, X = random(1, (n, v + 3), code)
+    dy, dY = random(2, (n, v), code)
+    y, dx, R = poisoned((n, v), code), poisoned((n, v), code), X[:, :v].clip(0)
+    args = dict(X=x, X_row_stride=v + 3, n_rows=n, n_cols=v, x_dtype=code)
+    halves(capi.relu_squared, n * -(-v // 1024), Y=y, **args)
+    halves(capi.relu_squared, n * -(-v // 1024), Y=dx, dY=dy, dY_row_stride=v, **args)
+    close(y, R * R, code, 1)
+    close(dx, 2 * R * dY, code, 1)
 
 
 @pytest.mark.parametrize("backward", [0, 1])

@@ -1,91 +1,70 @@
-/* The gated linear units' one loop, forward and backward: C = act(g A) * B * d and its gradients
- * (csrc/liger.h).
+/* The gated linear units' arithmetic, forward and backward: C = act(g A) * B * d and its gradients
+ * (csrc/liger.h). The loop is elementwise.h's.
  *
- * An op file defines, before including this,
- *   static inline real activation(real x)                      act(x)
- *   static inline real activation_grad(real x, real *value)    act'(x), and act(x) in *value
- * Tensors of one dtype that the loop converts itself are read and written once, in one pass. The others pass
- * through `real` buffers of a tile, which stay in the first-level cache. */
+ * An op file brings two inline functions and makes its kernels of them by
+ *   LIGER_GLU(name, activation, activation_grad)
+ *   real activation(real x)                      act(x)
+ *   real activation_grad(real x, real *value)    act'(x), and act(x) in *value */
 #ifndef LIGER_GLU_H
 #define LIGER_GLU_H
-#include "primitives.h"
+#include "elementwise.h"
 
-/* row, first column and width of tile t */
-static inline int64_t glu_tile(int64_t t, int64_t n_cols, int64_t *row, int64_t *col) {
-  const int64_t per_row = (n_cols + LIGER_GLU_TILE - 1) / LIGER_GLU_TILE;
-  *row = t / per_row;
-  *col = t % per_row * LIGER_GLU_TILE;
-  return n_cols - *col < LIGER_GLU_TILE ? n_cols - *col : LIGER_GLU_TILE;
-}
+typedef real glu_activation(real x);
+typedef real glu_activation_grad(real x, real *value);
+typedef struct {
+  real gate, down;
+} glu_multipliers;
 
-LIGER_INLINE void glu_fwd_tile(void *restrict c, const void *restrict a, const void *restrict b, int64_t n,
-                               real gate, real down, liger_dtype t) {
+LIGER_INLINE void glu_fwd_loop(void *restrict c, const void *restrict a, const void *restrict b, int64_t n,
+                               glu_activation *activation, glu_multipliers m, liger_dtype t) {
   for (int64_t i = 0; i < n; i++)
-    store_element(c, i, activation(gate * load_element(a, i, t)) * (down * load_element(b, i, t)), t);
+    store_element(c, i, activation(m.gate * load_element(a, i, t)) * (m.down * load_element(b, i, t)), t);
 }
-
-static inline liger_status glu_fwd(const liger_glu_fwd_args *args, int64_t tile_begin, int64_t tile_end) {
-  real a[LIGER_GLU_TILE], b[LIGER_GLU_TILE], c[LIGER_GLU_TILE];
-  const real gate = (real)args->gate_multiplier, down = (real)args->down_multiplier;
-  const liger_dtype t = args->c_dtype;
-  const int direct = args->a_dtype == t && args->b_dtype == t && element_direct(t);
-  for (int64_t tile = tile_begin; tile < tile_end; tile++) {
-    int64_t row, col;
-    const int64_t n = glu_tile(tile, args->n_cols, &row, &col);
-    const int64_t A_at = row * args->A_row_stride + col, B_at = row * args->B_row_stride + col;
-    const int64_t at = row * args->n_cols + col;
-    if (direct) {
-      const void *A = elements_at(args->A, A_at, t), *B = elements_at(args->B, B_at, t);
-      void *C = (void *)elements_at(args->C, at, t);
-      if (t == LIGER_BF16) glu_fwd_tile(C, A, B, n, gate, down, LIGER_BF16);
-      else glu_fwd_tile(C, A, B, n, gate, down, LIGER_REAL);
-    } else {
-      load_row(a, args->A, A_at, n, args->a_dtype);
-      load_row(b, args->B, B_at, n, args->b_dtype);
-      glu_fwd_tile(c, a, b, n, gate, down, LIGER_REAL);
-      store_row(args->C, at, c, n, t);
-    }
-  }
-  return LIGER_OK;
-}
-
-LIGER_INLINE void glu_bwd_tile(void *restrict da, void *restrict db, const void *restrict dc,
-                               const void *restrict a, const void *restrict b, int64_t n, real gate,
-                               real down, liger_dtype t) {
+LIGER_INLINE void glu_bwd_loop(void *restrict da, void *restrict db, const void *restrict dc,
+                               const void *restrict a, const void *restrict b, int64_t n,
+                               glu_activation_grad *activation_grad, glu_multipliers m, liger_dtype t) {
   for (int64_t i = 0; i < n; i++) {
     real value;
-    const real slope = activation_grad(gate * load_element(a, i, t), &value);
-    const real g = down * load_element(dc, i, t);
-    store_element(da, i, g * load_element(b, i, t) * (slope * gate), t);
+    const real slope = activation_grad(m.gate * load_element(a, i, t), &value);
+    const real g = m.down * load_element(dc, i, t);
+    store_element(da, i, g * load_element(b, i, t) * (slope * m.gate), t);
     store_element(db, i, g * value, t);
   }
 }
 
-static inline liger_status glu_bwd(const liger_glu_bwd_args *args, int64_t tile_begin, int64_t tile_end) {
-  real a[LIGER_GLU_TILE], b[LIGER_GLU_TILE], dc[LIGER_GLU_TILE], da[LIGER_GLU_TILE], db[LIGER_GLU_TILE];
-  const real gate = (real)args->gate_multiplier, down = (real)args->down_multiplier;
-  const liger_dtype t = args->c_dtype;
-  const int direct = args->a_dtype == t && args->b_dtype == t && element_direct(t) && args->dA && args->dB;
-  for (int64_t tile = tile_begin; tile < tile_end; tile++) {
-    int64_t row, col;
-    const int64_t n = glu_tile(tile, args->n_cols, &row, &col);
-    const int64_t A_at = row * args->A_row_stride + col, B_at = row * args->B_row_stride + col;
-    const int64_t dC_at = row * args->dC_row_stride + col, at = row * args->n_cols + col;
-    if (direct) {
-      const void *A = elements_at(args->A, A_at, t), *B = elements_at(args->B, B_at, t);
-      const void *dC = elements_at(args->dC, dC_at, t);
-      void *dA = (void *)elements_at(args->dA, at, t), *dB = (void *)elements_at(args->dB, at, t);
-      if (t == LIGER_BF16) glu_bwd_tile(dA, dB, dC, A, B, n, gate, down, LIGER_BF16);
-      else glu_bwd_tile(dA, dB, dC, A, B, n, gate, down, LIGER_REAL);
-    } else {
-      load_row(a, args->A, A_at, n, args->a_dtype);
-      load_row(b, args->B, B_at, n, args->b_dtype);
-      load_row(dc, args->dC, dC_at, n, t);
-      glu_bwd_tile(da, db, dc, a, b, n, gate, down, LIGER_REAL);
-      if (args->dA) store_row(args->dA, at, da, n, args->a_dtype);
-      if (args->dB) store_row(args->dB, at, db, n, args->b_dtype);
-    }
-  }
-  return LIGER_OK;
+LIGER_INLINE liger_status glu_fwd(elementwise_tile *tile, const liger_glu_fwd_args *a, int64_t begin,
+                                  int64_t end) {
+  const glu_multipliers m = {(real)a->gate_multiplier, (real)a->down_multiplier};
+  const elementwise_rows out[] = {{a->C, a->n_cols, a->c_dtype}};
+  const elementwise_rows in[] = {{a->A, a->A_row_stride, a->a_dtype}, {a->B, a->B_row_stride, a->b_dtype}};
+  return elementwise(tile, 1, out, 2, in, a->n_cols, &m, begin, end);
 }
+LIGER_INLINE liger_status glu_bwd(elementwise_tile *tile, const liger_glu_bwd_args *a, int64_t begin,
+                                  int64_t end) {
+  const glu_multipliers m = {(real)a->gate_multiplier, (real)a->down_multiplier};
+  const elementwise_rows out[] = {{a->dA, a->dA_row_stride, a->a_dtype},
+                                  {a->dB, a->dB_row_stride, a->b_dtype}};
+  const elementwise_rows in[] = {{a->A, a->A_row_stride, a->a_dtype},
+                                 {a->B, a->B_row_stride, a->b_dtype},
+                                 {a->dC, a->dC_row_stride, a->c_dtype}};
+  return elementwise(tile, 2, out, 3, in, a->n_cols, &m, begin, end);
+}
+
+/* static functions name_fwd and name_bwd of (args, begin, end) */
+#define LIGER_GLU(name, activation, activation_grad)                                                       \
+  LIGER_INLINE void name##_fwd_tile(void *const *out, const void *const *in, int64_t n, const void *m,     \
+                                    liger_dtype t) {                                                       \
+    glu_fwd_loop(out[0], in[0], in[1], n, activation, *(const glu_multipliers *)m, t);                     \
+  }                                                                                                        \
+  LIGER_INLINE void name##_bwd_tile(void *const *out, const void *const *in, int64_t n, const void *m,     \
+                                    liger_dtype t) {                                                       \
+    glu_bwd_loop(out[0], out[1], in[2], in[0], in[1], n, activation_grad, *(const glu_multipliers *)m, t); \
+  }                                                                                                        \
+  static liger_status name##_fwd(const liger_glu_fwd_args *a, int64_t begin, int64_t end) {                \
+    return glu_fwd(name##_fwd_tile, a, begin, end);                                                        \
+  }                                                                                                        \
+  static liger_status name##_bwd(const liger_glu_bwd_args *a, int64_t begin, int64_t end) {                \
+    return glu_bwd(name##_bwd_tile, a, begin, end);                                                        \
+  }                                                                                                        \
+  _Static_assert(sizeof(real) > 0, "")
 #endif

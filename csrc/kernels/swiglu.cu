@@ -1,5 +1,5 @@
 /* swiglu     C = silu(g A) * B * d,   silu(x) = x s(x),   silu'(x) = s + x s (1 - s),   s(x) = 1 / (1 + e^-x)
- * Shapes     A B C dA dB dC (n_rows, n_cols), last dim contiguous; loop, plan and floor in glu.cuh
+ * Shapes     A B C dA dB dC (n_rows, n_cols), last dim contiguous; floor in glu.cuh, plan in elementwise.cuh
  * Rounding   fp32 to the end, one rounding at the store
  * Source     arXiv:2002.05202; LlamaMLP in transformers; the multipliers: FalconH1MLP */
 #include "glu.cuh"

@@ -4,18 +4,18 @@
 using torch::stable::Tensor;
 
 namespace {
-Tensor geglu_fwd(const Tensor &a, const Tensor &b) {
-  return liger::glu_fwd("geglu_fwd", LIGER_FN(geglu_fwd), a, b, 1.0, 1.0);
+Tensor geglu_fwd(const Tensor &a, const Tensor &b, int64_t gelu) {
+  return liger::glu_fwd("geglu_fwd", LIGER_FN(geglu_fwd), a, b, {.gelu = gelu});
 }
-std::tuple<Tensor, Tensor> geglu_bwd(const Tensor &dc, const Tensor &a, const Tensor &b) {
-  return liger::glu_bwd("geglu_bwd", LIGER_FN(geglu_bwd), dc, a, b, 1.0, 1.0);
+std::tuple<Tensor, Tensor> geglu_bwd(const Tensor &dc, const Tensor &a, const Tensor &b, int64_t gelu) {
+  return liger::glu_bwd("geglu_bwd", LIGER_FN(geglu_bwd), dc, a, b, {.gelu = gelu});
 }
 } // namespace
 
 #if !LIGER_GPU
 STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
-  m.def("geglu_fwd(Tensor a, Tensor b) -> Tensor");
-  m.def("geglu_bwd(Tensor dc, Tensor a, Tensor b) -> (Tensor da, Tensor db)");
+  m.def("geglu_fwd(Tensor a, Tensor b, int gelu) -> Tensor");
+  m.def("geglu_bwd(Tensor dc, Tensor a, Tensor b, int gelu) -> (Tensor da, Tensor db)");
 }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(liger, LIGER_BACKEND, m) {

@@ -1,8 +1,14 @@
 // Glue of the gated linear units, shared by swiglu and geglu: checks, allocation, launch.
 #pragma once
-#include "liger_torch.h"
+#include "elementwise_torch.h"
 
 namespace liger {
+// The options of a gated linear unit; an op names those it has.
+struct GluOptions {
+  double gate_multiplier = 1.0, down_multiplier = 1.0;
+  int64_t gelu = LIGER_GELU_TANH;
+};
+
 // As torch promotes: two different dtypes of which none is float64 meet in float32.
 inline int32_t promoted(const Arg &a, const Arg &b) {
   if (a.raw_dtype == b.raw_dtype) return a.raw_dtype;
@@ -16,72 +22,129 @@ inline void check_glu(const char *op, const Arg &a, const Arg &b) {
   check_float(op, b);
   check_same_shape(op, b, a);
 }
+inline void check_dc(const char *op, const Arg &dc, int32_t expected) {
+  check_float(op, dc);
+  if (dc.raw_dtype != expected)
+    fail(op, "dc has dtype ", dtype_name(dc.raw_dtype), ", expected ", dtype_name(expected),
+         ", as the forward's result");
+}
 
-// The fields that both directions share. `flat`: all tensors are contiguous, so the whole is one row.
+// The fields that both directions share.
 template <class Args>
-void fill_glu(Args &args, const Rows &ra, const Rows &rb, bool flat, double gate_multiplier,
-              double down_multiplier) {
+void fill_glu(const char *op, Args &args, const Rows &ra, const Rows &rb, bool flat, liger_dtype a_dtype,
+              liger_dtype b_dtype, const GluOptions &o) {
+  if (o.gelu < LIGER_GELU_TANH || o.gelu > LIGER_GELU_QUICK)
+    fail(op, "gelu is ", o.gelu, ", expected 0 (tanh), 1 (exact) or 2 (quick)");
+  set_sizes(args, ra, flat);
   args.A = ra.ptr;
   args.B = rb.ptr;
-  args.n_rows = flat && ra.n_rows ? 1 : ra.n_rows;
-  args.n_cols = flat ? ra.n_rows * ra.n_cols : ra.n_cols;
   args.A_row_stride = ra.row_stride;
   args.B_row_stride = rb.row_stride;
-  args.gate_multiplier = gate_multiplier;
-  args.down_multiplier = down_multiplier;
-}
-inline bool is_flat(const Rows &r) { return r.row_stride == r.n_cols; }
-
-template <class Args> int64_t glu_tiles(const Args &args) {
-  return args.n_rows * ((args.n_cols + LIGER_GLU_TILE - 1) / LIGER_GLU_TILE);
-}
-template <class Args> int64_t glu_tile_elements(const Args &args) {
-  constexpr int64_t tile = LIGER_GLU_TILE;
-  return args.n_cols < tile ? args.n_cols : tile;
+  args.a_dtype = a_dtype;
+  args.b_dtype = b_dtype;
+  args.gate_multiplier = o.gate_multiplier;
+  args.down_multiplier = o.down_multiplier;
+  args.gelu = (int)o.gelu;
 }
 
 template <class Fn>
-Tensor glu_fwd(const char *op, Fn fn, const Tensor &a_, const Tensor &b_, double gate_multiplier,
-               double down_multiplier) {
+Tensor glu_fwd(const char *op, Fn fn, const Tensor &a_, const Tensor &b_, const GluOptions &options) {
   const Arg a(a_, "a"), b(b_, "b");
   check_glu(op, a, b);
   const Scope scope(a);
   const Rows ra = rows(a), rb = rows(b);
   const Tensor c = empty(a.sizes, a.dim, promoted(a, b), a);
   liger_glu_fwd_args args{};
-  fill_glu(args, ra, rb, is_flat(ra) && is_flat(rb), gate_multiplier, down_multiplier);
+  fill_glu(op, args, ra, rb, is_flat(ra) && is_flat(rb), check_float(op, a), check_float(op, b), options);
   args.C = ptr(c);
-  args.a_dtype = check_float(op, a);
-  args.b_dtype = check_float(op, b);
   args.c_dtype = check_float(op, Arg(c, "c"));
-  launch(op, fn, args, scope, glu_tiles(args), glu_tile_elements(args));
+  launch_tiles(op, fn, args, scope);
   return c;
 }
 
 template <class Fn>
 std::tuple<Tensor, Tensor> glu_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &a_,
-                                   const Tensor &b_, double gate_multiplier, double down_multiplier) {
+                                   const Tensor &b_, const GluOptions &options) {
   const Arg a(a_, "a"), b(b_, "b"), dc(dc_, "dc");
   check_glu(op, a, b);
   check_device(op, dc, a);
-  const liger_dtype c_dtype = check_float(op, dc);
-  if (dc.raw_dtype != promoted(a, b))
-    fail(op, "dc has dtype ", dtype_name(dc.raw_dtype), ", expected ", dtype_name(promoted(a, b)),
-         ", as the forward's result");
+  check_dc(op, dc, promoted(a, b));
   check_same_shape(op, dc, a);
   const Scope scope(a);
   const Rows ra = rows(a), rb = rows(b), rdc = rows(dc);
   const Tensor da = empty_like(a), db = empty_like(b);
   liger_glu_bwd_args args{};
-  fill_glu(args, ra, rb, is_flat(ra) && is_flat(rb) && is_flat(rdc), gate_multiplier, down_multiplier);
+  fill_glu(op, args, ra, rb, is_flat(ra) && is_flat(rb) && is_flat(rdc), check_float(op, a),
+           check_float(op, b), options);
   args.dA = ptr(da);
   args.dB = ptr(db);
   args.dC = rdc.ptr;
+  args.dA_row_stride = args.dB_row_stride = args.n_cols;
   args.dC_row_stride = rdc.row_stride;
-  args.a_dtype = check_float(op, a);
-  args.b_dtype = check_float(op, b);
-  args.c_dtype = c_dtype;
-  launch(op, fn, args, scope, glu_tiles(args), glu_tile_elements(args));
+  args.c_dtype = check_float(op, dc);
+  launch_tiles(op, fn, args, scope);
   return {da, db};
+}
+
+// ---- gate and up as the halves of one tensor --------------------------------------------------------------
+// The halves of the rows of y: two views that share its row stride.
+inline std::pair<Rows, Rows> halves(const Rows &y, int32_t raw_dtype) {
+  const int64_t n = y.n_cols / 2;
+  const int64_t size = raw_dtype == aoti_torch_dtype_float64()   ? 8
+                       : raw_dtype == aoti_torch_dtype_float32() ? 4
+                                                                 : 2;
+  return {{y.tensor, y.ptr, y.n_rows, n, y.row_stride},
+          {y.tensor, (char *)y.ptr + n * size, y.n_rows, n, y.row_stride}};
+}
+inline liger_dtype check_gate_up(const char *op, const Arg &y) {
+  const liger_dtype dtype = check_float(op, y);
+  if (y.dim < 1 || y.last() % 2)
+    fail(op, "y has shape ", y.shape(), ", expected an even last size: gate and up side by side");
+  return dtype;
+}
+
+template <class Fn>
+Tensor glu_gate_up_fwd(const char *op, Fn fn, const Tensor &y_, const GluOptions &options) {
+  const Arg y(y_, "y");
+  const liger_dtype dtype = check_gate_up(op, y);
+  const Scope scope(y);
+  const auto [gate, up] = halves(rows(y), y.raw_dtype);
+  int64_t sizes[16];
+  for (int64_t i = 0; i < y.dim && i < 16; i++) sizes[i] = i == y.dim - 1 ? y.sizes[i] / 2 : y.sizes[i];
+  const Tensor c = empty(sizes, y.dim, y.raw_dtype, y);
+  liger_glu_fwd_args args{};
+  fill_glu(op, args, gate, up, false, dtype, dtype, options);
+  args.C = ptr(c);
+  args.c_dtype = dtype;
+  launch_tiles(op, fn, args, scope);
+  return c;
+}
+
+template <class Fn>
+Tensor glu_gate_up_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &y_,
+                       const GluOptions &options) {
+  const Arg y(y_, "y"), dc(dc_, "dc");
+  check_device(op, dc, y);
+  const liger_dtype dtype = check_gate_up(op, y);
+  check_dc(op, dc, y.raw_dtype);
+  bool fits = dc.dim == y.dim && dc.last() == y.last() / 2;
+  for (int64_t i = 0; fits && i < y.dim - 1; i++) fits = dc.sizes[i] == y.sizes[i];
+  if (!fits)
+    fail(op, "dc has shape ", dc.shape(), ", expected that of y, ", y.shape(), ", with half the last size");
+  const Scope scope(y);
+  const auto [gate, up] = halves(rows(y), y.raw_dtype);
+  const Rows rdc = rows(dc);
+  const Tensor dy = empty_like(y);
+  const auto [dgate, dup] = halves(rows(Arg(dy, "dy")), y.raw_dtype);
+  liger_glu_bwd_args args{};
+  fill_glu(op, args, gate, up, false, dtype, dtype, options);
+  args.dA = dgate.ptr;
+  args.dB = dup.ptr;
+  args.dC = rdc.ptr;
+  args.dA_row_stride = args.dB_row_stride = y.last();
+  args.dC_row_stride = rdc.row_stride;
+  args.c_dtype = dtype;
+  launch_tiles(op, fn, args, scope);
+  return dy;
 }
 } // namespace liger

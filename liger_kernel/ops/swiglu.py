@@ -11,6 +11,11 @@ import torch
 
 from . import _glu
 from ._spec import OpSpec
+from .swiglu_gate_up import (  # noqa: F401  upstream has them here
+    LigerFusedGateUpSiLUMulFunction,
+    swiglu_fused_gate_up_backward,
+    swiglu_fused_gate_up_forward,
+)
 
 __all__ = ["LigerSiLUMulFunction", "swiglu_forward", "swiglu_backward"]
 

@@ -8,14 +8,15 @@ __all__ = ["LigerGEGLUMLP"]
 FUNCTIONAL = ("liger_geglu",)
 
 
-def liger_geglu(a, b):
-    """c = gelu(a) * b with the tanh form of gelu, elementwise.
+def liger_geglu(a, b, approximate="tanh"):
+    """c = gelu(a) * b, elementwise.
 
     a, b: one shape, any strides, float32, bfloat16, float16 (float64 on the CPU). Mixed dtypes promote as in
-    torch. Raises RuntimeError naming the argument for a wrong device, dtype or shape.
-    Source: arXiv:2002.05202.
+    torch. approximate: "tanh", "none" (the exact gelu, as torch names it) or "quick" (a sigmoid(1.702 a)).
+    Raises RuntimeError naming the argument for a wrong device, dtype or shape, ValueError for an unknown
+    `approximate`. Source: arXiv:1606.08415, arXiv:2002.05202.
     """
-    return LigerGELUMulFunction.apply(a, b)
+    return LigerGELUMulFunction.apply(a, b, approximate)
 
 
 class LigerGEGLUMLP(nn.Module):

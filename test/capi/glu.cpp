@@ -3,10 +3,12 @@
 static capi::Register registration([](py::module_ &m) {
   const auto fwd = [](auto &a, auto set) {
     FIELD(C), FIELD(A), FIELD(B), FIELD(n_rows), FIELD(n_cols), FIELD(A_row_stride), FIELD(B_row_stride);
-    FIELD(gate_multiplier), FIELD(down_multiplier), FIELD(a_dtype), FIELD(b_dtype), FIELD(c_dtype);
+    FIELD(gate_multiplier), FIELD(down_multiplier), FIELD(a_dtype), FIELD(b_dtype), FIELD(c_dtype),
+        FIELD(gelu);
   };
   const auto bwd = [](auto &a, auto set) {
-    FIELD(dA), FIELD(dB), FIELD(dC), FIELD(A), FIELD(B), FIELD(n_rows), FIELD(n_cols), FIELD(dC_row_stride);
+    FIELD(dA), FIELD(dB), FIELD(dC), FIELD(A), FIELD(B), FIELD(n_rows), FIELD(n_cols), FIELD(dA_row_stride);
+    FIELD(dB_row_stride), FIELD(dC_row_stride), FIELD(gelu);
     FIELD(A_row_stride), FIELD(B_row_stride), FIELD(gate_multiplier), FIELD(down_multiplier), FIELD(a_dtype);
     FIELD(b_dtype), FIELD(c_dtype);
   };

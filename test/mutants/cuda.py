@@ -10,6 +10,7 @@ def gpu(op, what):
 
 
 RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
+MAP = "csrc/kernels/elementwise.cuh"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 
 MUTANTS = [
@@ -50,12 +51,34 @@ MUTANTS = [
         "if (whole) rope_kernel<T, VEC><<<(unsigned)grid, threads, 0, 0>>>",
         gpu("rope", "current_stream"),
     ),
-    ("glu_dropped_tail", GLU, "    if (tail) {\n", "    if (tail && !vectors) {\n", ops("swiglu")),
+    ("elementwise_dropped_tail", MAP, "  if (tail) {\n", "  if (tail && !vectors) {\n", ops("swiglu")),
+    (
+        "elementwise_output_stride",
+        MAP,
+        "(row[i] * args.out_stride[k] + col[i])",
+        "(row[i] * args.n_cols + col[i])",
+        ops("swiglu_gate_up"),
+    ),
+    (
+        "geglu_left_tail",
+        "csrc/kernels/geglu.cu",
+        "y < 0.0f ? tail : 1.0f - tail;",
+        "1.0f - tail;",
+        ops("geglu"),
+    ),
+    ("relu_squared_slope", "csrc/kernels/relu_squared.cu", "(2.0f * relu(", "(relu(", ops("relu_squared")),
+    (
+        "relu_squared_of_negatives",
+        "csrc/kernels/relu_squared.cu",
+        "y[0] = relu(x[0]) * relu(x[0]);",
+        "y[0] = x[0] * x[0];",
+        ops("relu_squared"),
+    ),
     (
         "glu_multiplier_in_gradient",
         GLU,
-        "x[j] = g[j] * y[j] * slope * gate;",
-        "x[j] = g[j] * y[j] * slope;",
+        "y[0] = g * x[1] * slope * gate;",
+        "y[0] = g * x[1] * slope;",
         ops("swiglu"),
     ),
     (
