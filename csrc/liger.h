@@ -299,6 +299,52 @@ LIGER_API liger_status liger_bias_grad_cpu(const liger_bias_grad_args *a, int64_
 LIGER_API int64_t liger_bias_grad_workspace_cuda(int64_t n_rows, int64_t n_cols);
 LIGER_API liger_status liger_bias_grad_cuda(const liger_bias_grad_args *a, void *stream);
 
+/* ---- linear_logprob ---------------------------------------------------------------------------------------
+ * Of every row of logits X, with z = logit_scale X, softcapped where softcap != 0, over temperature, and
+ * p = e^(z - lse), V = n_cols:
+ *   logprob = z_y - lse,  lse = log sum_j e^z_j,  entropy = -sum_j p_j log p_j,  mean_logit = sum_j z_j / V,
+ *   extra_k = z_{e_k} - lse
+ *   dz_j = dlogprob ([j = y] - p_j) + dlse p_j - dentropy p_j (log p_j + entropy) + dmean_logit / V
+ *          + sum_k dextra_k ([j = e_k] - p_j),     dX_j = dz_j dz_j/dX_j
+ * A row whose id is ignore_index: every output and dX 0. An id outside [0, V): no access out of bounds, the
+ * row's outputs NaN (argmax -1), its dX 0. An extra id that is ignore_index: 0 and no gradient; outside
+ * [0, V): NaN and no gradient (the CPU glue refuses both before any work). Nothing but -inf: lse and logprob
+ * -inf, entropy 0, dX 0. "real": fp32, or fp64 when X is fp64. */
+enum { LIGER_LOGPROB_STATS = 3 };
+
+typedef struct {
+  void *logprob, *lse, *entropy, *mean_logit; /* (n_rows) real; all but logprob may be NULL: not wanted */
+  int64_t *argmax;                            /* (n_rows) argmax z, the smallest index at a tie, or NULL */
+  void *extra;                                /* (n_rows, n_extra) real */
+  void *stats;                                /* (n_rows, LIGER_LOGPROB_STATS) real, for bwd, or NULL */
+  const void *X;                              /* (n_rows, n_cols) x_dtype */
+  const int64_t *ids, *extra_ids;             /* (n_rows); (n_rows, n_extra), NULL where n_extra is 0 */
+  int64_t n_rows, n_cols, n_extra, X_row_stride, ids_stride, extra_ids_row_stride, ignore_index;
+  double logit_scale, softcap, temperature;
+  liger_dtype x_dtype;
+} liger_linear_logprob_fwd_args;
+
+typedef struct {
+  void *dX;                       /* (n_rows, n_cols) x_dtype, row stride X_row_stride; may be X itself */
+  void *scratch;                  /* (n_rows, n_extra) real on a GPU; unused on the CPU */
+  const void *X, *stats;          /* as fwd saw and left them */
+  const int64_t *ids, *extra_ids; /* as in fwd */
+  const void *dlogprob, *dlse, *dentropy,
+      *dmean_logit;   /* (n_rows) real with strides (0: one value); NULL: 0 */
+  const void *dextra; /* (n_rows, n_extra) real */
+  int64_t n_rows, n_cols, n_extra, X_row_stride, ids_stride, extra_ids_row_stride, ignore_index;
+  int64_t dlogprob_stride, dlse_stride, dentropy_stride, dmean_logit_stride, dextra_row_stride;
+  double logit_scale, softcap, temperature;
+  liger_dtype x_dtype;
+} liger_linear_logprob_bwd_args;
+
+LIGER_API liger_status liger_linear_logprob_fwd_cpu(const liger_linear_logprob_fwd_args *a, int64_t row_begin,
+                                                    int64_t row_end);
+LIGER_API liger_status liger_linear_logprob_bwd_cpu(const liger_linear_logprob_bwd_args *a, int64_t row_begin,
+                                                    int64_t row_end);
+LIGER_API liger_status liger_linear_logprob_fwd_cuda(const liger_linear_logprob_fwd_args *a, void *stream);
+LIGER_API liger_status liger_linear_logprob_bwd_cuda(const liger_linear_logprob_bwd_args *a, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -7,6 +7,10 @@
 //   }
 //   head.finish();
 //
+// A pass without gradients wants none of the three, and calls neither gradients() nor finish(). Logits that an
+// earlier pass kept (all in one block) are adopted: logits() then makes no product, and the row kernel reads
+// block.source instead.
+//
 // Products are torch's own, called below the dispatcher. Nothing that nobody asked for is computed or
 // allocated. The first block writes dW, later ones add to it in the plan's accumulator type: no buffer is
 // filled with zeros first.
@@ -56,6 +60,7 @@ struct LogitsBlock {
   int64_t first, n_rows;
   Tensor logits; // (n_rows, vocab_size), dense
   void *ptr;
+  const void *source; // what the row kernel reads: ptr itself, or the adopted logits
 };
 
 struct LinearLossWanted {
@@ -94,16 +99,23 @@ struct LinearLoss {
     if (want.dbias) bias_sum = empty_1d(vocab_size, torch_dtype(real()), x);
   }
 
+  // all logits in the buffer, for a later pass to adopt; only where the plan has one block
+  Tensor kept() const { return buffer; }
+  void adopt(const Tensor &logits) { adopted = logits; }
+
   LogitsBlock logits(int64_t b) {
     const int64_t first = b * plan.block_rows,
                   last = first + plan.block_rows < n_rows ? first + plan.block_rows : n_rows;
-    LogitsBlock block{first, last - first, view(buffer, last - first, vocab_size, vocab_size, 1, 0), nullptr};
+    LogitsBlock block{first, last - first, view(buffer, last - first, vocab_size, vocab_size, 1, 0), nullptr,
+                      nullptr};
     block.ptr = ptr(block.logits);
+    block.source = adopted ? ptr(*adopted) : block.ptr;
     x_block = view(x.tensor, block.n_rows, hidden_size, x.strides[0], x.strides[1], first * x.strides[0]);
     if (x_dtype != compute) {
       const Arg part(x_block, "x");
       x_block = in_compute_dtype(part, x_dtype);
     }
+    if (adopted) return block;
     if (bias_in) addmm(block.logits, *bias_in, x_block, weight_t);
     else mm(block.logits, x_block, weight_t);
     return block;
@@ -138,7 +150,7 @@ struct LinearLoss {
 private:
   Tensor buffer;           // (block_rows, vocab_size), the only memory for logits
   Tensor weight, weight_t; // W and its transpose, in the products' dtype
-  std::optional<Tensor> bias_in;
+  std::optional<Tensor> bias_in, adopted;
   liger_dtype bias_dtype = LIGER_F32;
   Tensor x_block, accumulator, bias_sum;
 

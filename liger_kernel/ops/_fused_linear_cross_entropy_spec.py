@@ -46,7 +46,7 @@ def _token_scaled(z, target, ce_weight, ignore_index, lse_square_scale, label_sm
     return ce + z_loss, z_loss.detach()
 
 
-def _logits(x, weight, bias, accum_dtype, chunk_mem_const, memory_budget):
+def logits_ref(x, weight, bias, accum_dtype, chunk_mem_const, memory_budget):
     """x W^T + b by one product. Under a budget of its own the values are those of the blocks' products.
 
     A library adds up a product of 12 rows in another order than one of 90, so that here and there a 16-bit
@@ -100,7 +100,7 @@ def fused_linear_cross_entropy_ref(
     """All logits, upcast, then the loss: what a model without the fused head does."""
     dtype = torch.promote_types(_input.dtype, weight.dtype)
     bias = None if bias is None else bias.to(dtype)
-    logits = _logits(_input.to(dtype), weight.to(dtype), bias, accum_dtype, chunk_mem_const, memory_budget)
+    logits = logits_ref(_input.to(dtype), weight.to(dtype), bias, accum_dtype, chunk_mem_const, memory_budget)
     loss, z_loss, accuracy, predicted = cross_entropy_ref(
         logits,
         target,

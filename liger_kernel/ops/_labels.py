@@ -7,7 +7,7 @@ import torch
 _DEBUG = os.environ.get("LIGER_DEBUG", "0") not in ("", "0")
 
 
-def check_labels(op, target, n_classes, ignore_index):
+def check_labels(op, target, n_classes, ignore_index, name="target"):
     """With LIGER_DEBUG=1, raises for the first label on a GPU that is out of range, naming row and value.
 
     Without it a GPU answers such a row with NaN. On the CPU the operators check always, without this
@@ -21,6 +21,6 @@ def check_labels(op, target, n_classes, ignore_index):
     if len(bad):
         row = bad[0, 0].item()
         raise RuntimeError(
-            f"liger::{op}: target[{row}] is {target[row].item()}, expected a value in "
+            f"liger::{op}: {name}[{row}] is {target[row].item()}, expected a value in "
             f"[0, {n_classes}) or ignore_index ({ignore_index})"
         )

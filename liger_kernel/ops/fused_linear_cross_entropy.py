@@ -21,7 +21,7 @@ from ._labels import check_labels
 from ._saved_grad import scale_saved
 from ._spec import OpSpec
 from .cross_entropy import REDUCTION, check_options
-from .linear_loss import AUTO, DTYPE_CODES, resolve_budget
+from .linear_loss import AUTO, DTYPE_CODES, products_dtype_of, resolve_budget
 
 __all__ = [
     "LigerFusedLinearCrossEntropyFunction",
@@ -31,8 +31,6 @@ __all__ = [
 
 _op = torch.ops.liger.fused_linear_cross_entropy.default
 _CHUNK_MEM_CONST = 1
-# CPUs without fp16 products in oneDNN take a path several times slower than fp32
-_CPU_HAS_FP16 = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)()
 
 
 @torch.library.register_fake("liger::fused_linear_cross_entropy")
@@ -72,15 +70,6 @@ def _(
         weight.new_empty(weight.shape if needs_dw else (0,)),
         dbias_like.new_empty((weight.shape[0],) if needs_dbias and bias is not None else (0,)),
     )
-
-
-def _products_dtype(x, weight):
-    """What products are computed in: autocast's dtype under autocast, else what holds both operands."""
-    device = x.device.type
-    dtype = torch.promote_types(x.dtype, weight.dtype)
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    return torch.float32 if dtype == torch.float16 and device == "cpu" and not _CPU_HAS_FP16 else dtype
 
 
 def _check_call(x, weight, target, ignore_index, accum_dtype, ce_impl, ce_mode, chunk_mem_const):
@@ -134,11 +123,11 @@ def fused_linear_cross_entropy_forward(
     compute_gradients: None makes the gradients that the tensors' requires_grad asks for, False none; the
     *_requires_grad override the tensors' own. token_grad_output: the incoming gradient, one value or one per
     row; None is 1. The gradients are functional results: nothing is written to an argument. products_dtype:
-    what the products are computed in; None: see `_products_dtype`.
+    what the products are computed in; None: see `linear_loss.products_dtype_of`.
     """
     check_options(reduction, label_smoothing, softcap)
     _check_call(_input, weight, target, ignore_index, accum_dtype, ce_impl, ce_mode, chunk_mem_const)
-    dtype = products_dtype or _products_dtype(_input, weight)
+    dtype = products_dtype or products_dtype_of(_input, weight)
     if dtype not in DTYPE_CODES:
         raise ValueError(
             f"_input has dtype {_input.dtype} and weight {weight.dtype}, "
@@ -241,7 +230,7 @@ class LigerFusedLinearCrossEntropyFunction(torch.autograd.Function):
         chunk_mem_const=_CHUNK_MEM_CONST,
         memory_budget=None,
     ):
-        products_dtype = _products_dtype(_input, weight)
+        products_dtype = products_dtype_of(_input, weight)
         half = torch.float16 in (
             products_dtype,
             _input.dtype,

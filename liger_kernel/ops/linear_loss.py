@@ -26,6 +26,17 @@ DTYPE_CODES = {
 }  # liger_dtype in csrc/liger.h
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 AUTO = -1
+# CPUs without fp16 products in oneDNN take a path several times slower than fp32
+_CPU_HAS_FP16 = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)()
+
+
+def products_dtype_of(x, weight):
+    """What products are computed in: autocast's dtype under autocast, else what holds both operands."""
+    device = x.device.type
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return torch.float32 if dtype == torch.float16 and device == "cpu" and not _CPU_HAS_FP16 else dtype
 
 
 def _checked_budget(value, name):
