@@ -147,6 +147,36 @@ def test_glu(capi, op, shape, code):
 
 @sized
 @everything
+def test_dyt(capi, shape, code):
+    (n, v), r = shape, real(code)
+    x, X = random(1, (n, v + 3), code, 2)
+    dy, dY = random(2, (n, v), code)
+    alpha, A = random(3, 1, code)
+    gamma, G = random(4, v, code)
+    beta, B = random(5, v, code)
+    X = X[:, :v]
+    th, slope = np.tanh(A * X), 1 / np.cosh(A * X) ** 2
+    y, dx, dgamma, dbeta, dalpha = (poisoned(s, code) for s in ((n, v), (n, v), v, v, 1))
+    args = dict(X=x, alpha=alpha, gamma=gamma, n_rows=n, n_cols=v, X_row_stride=v + 3, x_dtype=code)
+    args |= dict(alpha_dtype=code, gamma_dtype=code, beta_dtype=code)
+    halves(capi.dyt_fwd, n, Y=y, beta=beta, **args)
+    blocks, workspace = capi.dyt_bwd_blocks(n), poisoned(capi.dyt_bwd_workspace(n, v, code), r)
+    args |= dict(
+        dX=dx, dalpha=dalpha, dgamma=dgamma, dbeta=dbeta, workspace=workspace, dY=dy, dY_row_stride=v
+    )
+    halves(capi.dyt_bwd, blocks, **args)
+    halves(capi.dyt_params, v, **args)
+    close(y, G * th + B, code)
+    close(dx, dY * G * slope * A, code, 8)
+    close(dgamma, (dY * th).sum(0), code, 16)
+    close(dbeta, dY.sum(0), code, 16)
+    terms = dY * G * slope * X  # of terms of either sign little is left
+    spare = 8 * EPS[r] * np.abs(terms).sum()
+    assert abs(decode(dalpha, code)[0] - terms.sum()) <= EPS[code] * abs(terms.sum()) + spare
+
+
+@sized
+@everything
 def test_relu_squared(capi, shape, code):
     n, v = shape
     x, X = random(1, (n, v + 3), code)

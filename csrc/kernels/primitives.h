@@ -322,17 +322,21 @@ static inline real sigmoid_and_complement(real x, real *complement) {
   return s;
 }
 
-/* tanh: odd polynomial up to .625, where 1 - 2/(e^2x + 1) would cancel */
-static inline float tanh_f32(float x) {
+/* tanh x for |x| below TANH_NEAR, where 1 - 2/(e^2x + 1) would cancel: an odd polynomial */
+#define TANH_NEAR 0.625f
+static inline float tanh_near_f32(float x) {
   const float z = x * x;
   float p = -5.70498872745e-3f;
   p = p * z + 2.06390887954e-2f;
   p = p * z - 5.37397155531e-2f;
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
-  const float small = p * z * x + x, a = fabsf(x);
-  const float large = 1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f);
-  return a < 0.625f ? small : x < 0 ? -large : x != x ? x : large;
+  return p * z * x + x;
+}
+static inline float tanh_f32(float x) {
+  const float near = tanh_near_f32(x), a = fabsf(x);
+  const float far = 1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f);
+  return a < TANH_NEAR ? near : x < 0 ? -far : x != x ? x : far;
 }
 static inline real tanh_real(real x) {
   return sizeof(real) == 4 ? (real)tanh_f32((float)x) : (real)tanh((double)x);

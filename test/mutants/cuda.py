@@ -66,6 +66,20 @@ MUTANTS = [
         "1.0f - tail;",
         ops("geglu"),
     ),
+    (
+        "dyt_sum_of_one_group",
+        "csrc/kernels/dyt.cu",
+        "launch_column_sum(a->dgamma, from, n, a->n_cols",
+        "launch_column_sum(a->dgamma, from, plan.row_blocks, a->n_cols",
+        ops("dyt"),
+    ),
+    (
+        "dyt_dropped_columns",
+        "csrc/kernels/dyt.cu",
+        "n_cols ? (n_cols + vec - 1) / vec : 1;",
+        "n_cols / vec > 0 ? n_cols / vec : 1;",
+        ops("dyt"),
+    ),
     ("relu_squared_slope", "csrc/kernels/relu_squared.cu", "(2.0f * relu(", "(relu(", ops("relu_squared")),
     (
         "relu_squared_of_negatives",

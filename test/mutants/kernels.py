@@ -55,6 +55,27 @@ MUTANTS = [
         ops("geglu", NUMBERS),
     ),
     (
+        "dyt_alpha_in_gradient",
+        "csrc/kernels/dyt.c",
+        "store_element(dx, i, u * alpha, t);",
+        "store_element(dx, i, u, t);",
+        ops("dyt", NUMBERS),
+    ),
+    (
+        "dyt_dgamma_of_first_tile",
+        "csrc/kernels/dyt.c",
+        "to.dgamma + block * a->n_cols + col,",
+        "to.dgamma + block * a->n_cols,",
+        ops("dyt", NUMBERS),
+    ),
+    (
+        "dyt_far_tanh_near_0",
+        "csrc/kernels/primitives.h",
+        "p = p * z - 3.33332819422e-1f;\n  return",
+        "return",
+        ops("dyt", NUMBERS),
+    ),
+    (
         "relu_squared_slope",
         "csrc/kernels/relu_squared.c",
         "* (2 * relu(",

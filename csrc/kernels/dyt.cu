@@ -1,0 +1,250 @@
+/* dyt        Y = gamma t + beta,   t = tanh(alpha X)
+ *            dX = u alpha,   u = dY gamma (1 - t^2);   dalpha = sum(u X)
+ *            dgamma = sum_rows(dY t),   dbeta = sum_rows(dY)
+ *            with q = e^(-2 |alpha X|):   |t| = (1 - q) / (1 + q),   1 - t^2 = 4 q / (1 + q)^2
+ * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; gamma beta dgamma dbeta (n_cols); alpha dalpha (1)
+ * Rounding   fp32 to the end, one rounding at the store
+ * Floor      fwd 2*N*s bytes;  bwd 3*N*s    (N = n_rows*n_cols)
+ * Plan       a thread owns 16 bytes of columns and walks down the rows, ROWS of them in flight, with the
+ *            parameters of its columns in registers. Narrow rows lie side by side in a block, wide ones in
+ *            several. Backward: a grid of what resides at once; sums in registers, a partial row for each
+ *            group of threads and one dalpha a block, then fixed-order column sums. Where rows are not made of
+ *            aligned vectors the same threads move the same elements one by one, so the bits are the same
+ * Source     arXiv:2503.10622 */
+#include "primitives.cuh"
+
+namespace {
+
+constexpr int THREADS = 256, ROWS = 4;
+constexpr int BWD_BLOCKS_PER_SM = 2; /* what the registers of ROWS rows and three sums let reside */
+
+/* tanh x, and 1 - tanh^2 x without cancellation. EXACT: for fp32 results; below, the error of the fast
+ * exponential stays under that of a rounding to 16 bits */
+template <bool EXACT> __device__ __forceinline__ float tanh_and_slope(float x, float *slope) {
+  constexpr float NEAR = EXACT ? 0.625f : 0.03f; /* 1 - q would cancel */
+  const float a = fabsf(x), z = x * x;
+  const float q = EXACT ? expf(-2.0f * a) : gpu_exp2(-2.885390082f * a); /* 2 / ln 2 */
+  const float r = EXACT ? 1.0f / (1.0f + q) : __fdividef(1.0f, 1.0f + q);
+  float p = -3.33332819422e-1f;
+  if (EXACT) {
+    p = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
+    p = fmaf(p, z, -5.37397155531e-2f);
+    p = fmaf(p, z, 1.33314422036e-1f);
+    p = fmaf(p, z, -3.33332819422e-1f);
+  }
+  *slope = 4.0f * q * r * r;
+  return a < NEAR ? fmaf(p * z, x, x) : copysignf((1.0f - q) * r, x);
+}
+
+/* ---- columns of a thread ------------------------------------------------------------------------------- */
+struct dyt_plan {
+  int threads_per_row, groups; /* groups of threads in a block, each on rows of its own */
+  int64_t col_tiles, row_blocks;
+  __host__ __device__ int64_t n_partials() const { return row_blocks * groups; }
+};
+
+/* The first column of the thread, how many of its VEC columns exist, and its first row of `n_partials`. */
+struct dyt_place {
+  int64_t col, row, group_row;
+  int n;
+  __device__ __forceinline__ dyt_place(const dyt_plan &p, int64_t n_cols, int vec) {
+    const int group = (int)threadIdx.x / p.threads_per_row, lane = (int)threadIdx.x % p.threads_per_row;
+    const int64_t row_block = blockIdx.x / (unsigned)p.col_tiles;
+    col = ((blockIdx.x - row_block * p.col_tiles) * p.threads_per_row + lane) * vec;
+    group_row = row_block * p.groups + group;
+    n = n_cols - col <= 0 ? 0 : n_cols - col < vec ? (int)(n_cols - col) : vec;
+  }
+};
+
+/* the thread's elements of a row that starts at p, as fp32; zeros where it has none */
+template <typename T, bool VECTORS, int VEC>
+__device__ __forceinline__ vec<T, VEC> load_part(const T *p, int n) {
+  if constexpr (VECTORS) {
+    return load_vec<T, VEC>(p);
+  } else {
+    vec<T, VEC> v;
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+      if (j < n) v.v[j] = p[j];
+      else from_f32(v.v[j], 0.0f);
+    }
+    return v;
+  }
+}
+template <typename T, bool VECTORS, int VEC>
+__device__ __forceinline__ void store_part(T *p, const float (&x)[VEC], int n) {
+  const vec<T, VEC> v = pack<T, VEC>(x);
+  if constexpr (VECTORS) {
+    store_vec<T, VEC>(p, v);
+  } else {
+#pragma unroll
+    for (int j = 0; j < VEC; j++)
+      if (j < n) p[j] = v.v[j];
+  }
+}
+/* the thread's n values of a parameter of any dtype; zeros where there is none */
+template <int VEC>
+__device__ __forceinline__ void load_columns(float (&out)[VEC], const void *p, int64_t col, int n,
+                                             liger_dtype t) {
+  if (p && n == VEC) {
+    load_as_f32<VEC>(out, p, col, t, (uintptr_t)p % 16 == 0);
+  } else {
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+      float one[1] = {0.0f};
+      if (p && j < n) load_as_f32<1>(one, p, col + j, t);
+      out[j] = one[0];
+    }
+  }
+}
+
+/* ---- forward ------------------------------------------------------------------------------------------- */
+template <typename T, bool VECTORS>
+__global__ void __launch_bounds__(THREADS)
+    dyt_fwd_kernel(const liger_dyt_fwd_args args, const dyt_plan plan) {
+  constexpr int VEC = vec_width<T>::value;
+  const dyt_place at(plan, args.n_cols, VEC);
+  if (at.n == 0) return;
+  const T *X = (const T *)args.X + at.col;
+  T *Y = (T *)args.Y + at.col;
+  const int64_t first = at.group_row, step = plan.n_partials(); /* rows first, first + step, ... */
+  vec<T, VEC> x[ROWS];
+#pragma unroll
+  for (int k = 0; k < ROWS; k++)
+    if (first + k * step < args.n_rows)
+      x[k] = load_part<T, VECTORS, VEC>(X + (first + k * step) * args.X_row_stride, at.n);
+  float alpha[1], gamma[VEC], beta[VEC];
+  load_as_f32<1>(alpha, args.alpha, 0, args.alpha_dtype);
+  load_columns<VEC>(gamma, args.gamma, at.col, at.n, args.gamma_dtype);
+  load_columns<VEC>(beta, args.beta, at.col, at.n, args.beta_dtype);
+#pragma unroll
+  for (int k = 0; k < ROWS; k++)
+    if (first + k * step < args.n_rows) {
+      float v[VEC], slope;
+      unpack(v, x[k]);
+#pragma unroll
+      for (int j = 0; j < VEC; j++)
+        v[j] = fmaf(gamma[j], tanh_and_slope<sizeof(T) == 4>(alpha[0] * v[j], &slope), beta[j]);
+      store_part<T, VECTORS, VEC>(Y + (first + k * step) * args.n_cols, v, at.n);
+    }
+}
+
+/* ---- backward ------------------------------------------------------------------------------------------ */
+/* the workspace: dgamma and dbeta of every group (n_partials, n_cols), then dalpha of every block */
+template <typename T, bool VECTORS>
+__global__ void __launch_bounds__(THREADS, BWD_BLOCKS_PER_SM)
+    dyt_bwd_kernel(const liger_dyt_bwd_args args, const dyt_plan plan) {
+  constexpr int VEC = vec_width<T>::value;
+  __shared__ float scratch[BLOCK_SCRATCH];
+  const dyt_place at(plan, args.n_cols, VEC);
+  const T *X = (const T *)args.X + at.col, *dY = (const T *)args.dY + at.col;
+  T *dX = (T *)args.dX + at.col;
+  float alpha[1], gamma[VEC], dgamma[VEC] = {}, dbeta[VEC] = {}, dalpha = 0.0f;
+  load_as_f32<1>(alpha, args.alpha, 0, args.alpha_dtype);
+  load_columns<VEC>(gamma, args.gamma, at.col, at.n, args.gamma_dtype);
+  const int64_t step = plan.n_partials(), n_rows = at.n ? args.n_rows : 0; /* all meet at the reduction */
+  for (int64_t row = at.group_row; row < n_rows; row += ROWS * step) {
+    vec<T, VEC> x[ROWS], dy[ROWS];
+#pragma unroll
+    for (int k = 0; k < ROWS; k++)
+      if (row + k * step < n_rows) {
+        x[k] = load_part<T, VECTORS, VEC>(X + (row + k * step) * args.X_row_stride, at.n);
+        dy[k] = load_part<T, VECTORS, VEC>(dY + (row + k * step) * args.dY_row_stride, at.n);
+      }
+#pragma unroll
+    for (int k = 0; k < ROWS; k++)
+      if (row + k * step < n_rows) {
+        float v[VEC], g[VEC];
+        unpack(v, x[k]);
+        unpack(g, dy[k]);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+          float slope;
+          const float t = tanh_and_slope<sizeof(T) == 4>(alpha[0] * v[j], &slope);
+          const float u = g[j] * gamma[j] * slope;
+          dgamma[j] = fmaf(g[j], t, dgamma[j]);
+          dbeta[j] += g[j];
+          dalpha = fmaf(u, v[j], dalpha);
+          v[j] = u * alpha[0];
+        }
+        store_part<T, VECTORS, VEC>(dX + (row + k * step) * args.n_cols, v, at.n);
+      }
+  }
+  if (!args.workspace) return;
+  const int64_t n = step * args.n_cols, mine = at.group_row * args.n_cols + at.col;
+  float *const to = (float *)args.workspace;
+#pragma unroll
+  for (int j = 0; j < VEC; j++)
+    if (j < at.n) {
+      if (args.dgamma) to[mine + j] = dgamma[j];
+      if (args.dbeta) to[n + mine + j] = dbeta[j];
+    }
+  dalpha = block_reduce<op_sum>(dalpha, scratch);
+  if (threadIdx.x == 0) to[2 * n + blockIdx.x] = dalpha;
+}
+
+/* ---- launching ----------------------------------------------------------------------------------------- */
+/* row_blocks: as many as ROWS rows a thread need, at most `most` blocks in all. A pure function of the sizes. */
+dyt_plan plan_rows(int64_t n_rows, int64_t n_cols, int elem_size, int64_t most) {
+  const int vec = 16 / elem_size;
+  const int64_t n_vecs = n_cols ? (n_cols + vec - 1) / vec : 1;
+  dyt_plan p = {1, 0, 0, 0};
+  while (p.threads_per_row < THREADS && p.threads_per_row < n_vecs) p.threads_per_row *= 2;
+  p.groups = THREADS / p.threads_per_row;
+  p.col_tiles = (n_vecs + p.threads_per_row - 1) / p.threads_per_row;
+  const int64_t rows = (int64_t)p.groups * ROWS, wanted = (n_rows + rows - 1) / rows;
+  const int64_t limit = most / p.col_tiles > 0 ? most / p.col_tiles : 1;
+  p.row_blocks = wanted < 1 ? 1 : wanted < limit ? wanted : limit;
+  return p;
+}
+int size_of(liger_dtype t) { return t == LIGER_F32 ? 4 : 2; }
+dyt_plan plan_bwd(int64_t n_rows, int64_t n_cols, liger_dtype t) {
+  return plan_rows(n_rows, n_cols, size_of(t), (int64_t)gpu_multiprocessors() * BWD_BLOCKS_PER_SM);
+}
+
+} // namespace
+
+extern "C" liger_status liger_dyt_fwd_cuda(const liger_dyt_fwd_args *a, void *stream_) {
+  const gpu_stream stream = (gpu_stream)stream_;
+  if (a->n_rows == 0 || a->n_cols == 0) return LIGER_OK;
+  const dyt_plan plan = plan_rows(a->n_rows, a->n_cols, size_of(a->x_dtype), INT64_MAX);
+  if (plan.row_blocks * plan.col_tiles > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  const unsigned grid = (unsigned)(plan.row_blocks * plan.col_tiles);
+  LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
+    if (rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
+        rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T)))
+      dyt_fwd_kernel<T, true><<<grid, THREADS, 0, stream>>>(*a, plan);
+    else dyt_fwd_kernel<T, false><<<grid, THREADS, 0, stream>>>(*a, plan);
+  });
+  return (liger_status)LIGER_RT(GetLastError)();
+}
+
+extern "C" int64_t liger_dyt_bwd_workspace_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
+  const dyt_plan plan = plan_bwd(n_rows, n_cols, x_dtype);
+  return 2 * plan.n_partials() * n_cols + plan.row_blocks * plan.col_tiles;
+}
+
+extern "C" liger_status liger_dyt_bwd_cuda(const liger_dyt_bwd_args *a, void *stream_) {
+  const gpu_stream stream = (gpu_stream)stream_;
+  if (a->n_cols == 0 && !a->dalpha) return LIGER_OK;
+  const dyt_plan plan = plan_bwd(a->n_rows, a->n_cols, a->x_dtype);
+  const int64_t blocks = plan.row_blocks * plan.col_tiles, n = plan.n_partials();
+  if (blocks > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  const unsigned grid = (unsigned)blocks;
+  LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
+    if (rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
+        rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
+        rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T)))
+      dyt_bwd_kernel<T, true><<<grid, THREADS, 0, stream>>>(*a, plan);
+    else dyt_bwd_kernel<T, false><<<grid, THREADS, 0, stream>>>(*a, plan);
+  });
+  liger_status status = (liger_status)LIGER_RT(GetLastError)();
+  const float *const from = (const float *)a->workspace;
+  if (status == LIGER_OK && a->dgamma && a->n_cols)
+    status = launch_column_sum(a->dgamma, from, n, a->n_cols, a->gamma_dtype, stream);
+  if (status == LIGER_OK && a->dbeta && a->n_cols)
+    status = launch_column_sum(a->dbeta, from + n * a->n_cols, n, a->n_cols, a->beta_dtype, stream);
+  if (status == LIGER_OK && a->dalpha)
+    status = launch_column_sum(a->dalpha, from + 2 * n * a->n_cols, blocks, 1, a->alpha_dtype, stream);
+  return status;
+}
