@@ -241,6 +241,25 @@ def test_cross_entropy(capi, shape, code):
     close(dx, (G * scale)[:, None] * (P - each), code, 16 + np.sqrt(v) if code in (F32, F64) else 2)
 
 
+@sized
+@everything
+@pytest.mark.parametrize("inner", [1, 67])
+def test_softmax(capi, shape, inner, code):
+    n, v = shape
+    x, X = random(1, (n, v, inner), code, 3)
+    dy, dY = random(2, (n, v, inner), code)
+    y, dx = poisoned((n, v, inner), code), poisoned((n, v, inner), code)
+    tiles, span = n * -(-inner // 64), v * inner
+    size = dict(n_rows=n, n_cols=v, n_inner=inner, x_dtype=code)
+    halves(capi.softmax_fwd, tiles, Y=y, X=x, X_row_stride=span, **size)
+    E = np.exp(X - X.max(1, keepdims=True))
+    ulps = walk(v, code) if code == F64 else 4  # NumPy adds these up one after the other
+    close(y, E / E.sum(1, keepdims=True), code, ulps)
+    halves(capi.softmax_bwd, tiles, dX=dx, dY=dy, Y=y, dY_row_stride=span, Y_row_stride=span, **size)
+    P = decode(y, code)
+    close(dx, P * (dY - (dY * P).sum(1, keepdims=True)), code, 2 * ulps)
+
+
 def test_unknown_fields_and_dtypes_are_refused(capi):
     with pytest.raises(TypeError, match="not a field"):
         capi.rope(0, 1, heads=3)

@@ -55,7 +55,7 @@ def gpu_knowledge_only_in_gpu_h(path, text):
         for pattern, what in words.items():
             allowed = {
                 "a full mask": (".c", "primitives.h"),  # a number like any other on a CPU
-                "a CUDA run-time name": ("_sm90.cu",),  # one architecture of one maker
+                "a CUDA run-time name": ("_sm90.cu", "_sm90.cuh"),  # one architecture of one maker
             }
             if re.search(pattern, code) and not path.endswith(allowed.get(what, ())):
                 yield line, f"{what} belongs in gpu.h"

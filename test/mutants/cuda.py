@@ -12,6 +12,7 @@ def gpu(op, what):
 RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
 MAP = "csrc/kernels/elementwise.cuh"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
+SOFTMAX = "csrc/kernels/softmax.cu"
 
 MUTANTS = [
     (
@@ -122,5 +123,27 @@ MUTANTS = [
         "row_sum_kernel<<<1, SUM_THREADS, 0, stream>>>",
         "row_sum_kernel<<<1, SUM_THREADS, 0, 0>>>",
         gpu("cross_entropy", "current_stream"),
+    ),
+    ("softmax_rescale_skipped", SOFTMAX + "h", "s.d *= softmax_exp(s.m, c);", "", ops("softmax")),
+    (
+        "softmax_next_vector",
+        SOFTMAX + "h",
+        "store_vec<T, N>(dX + i * NEXT,",
+        "store_vec<T, N>(dX + i * N,",
+        ops("softmax"),
+    ),
+    (
+        "softmax_slices_not_added",
+        SOFTMAX,
+        "for (int half = slices / 2;",
+        "for (int half = slices / 4;",
+        ops("softmax"),
+    ),
+    (
+        "softmax_cluster_alone",
+        "csrc/kernels/softmax_sm90.cu",
+        "threadIdx.x & (n_blocks - 1));",
+        "threadIdx.x & 0);",
+        ops("softmax"),
     ),
 ]

@@ -8,6 +8,7 @@ def ops(op, what):
 NUMBERS = "test_within_eagers_error"
 RMS, GLU, ROPE = "csrc/kernels/rms_norm.c", "csrc/kernels/glu.h", "csrc/kernels/rope.c"
 CE, LOSS = "csrc/kernels/cross_entropy.c", "csrc/kernels/loss_common.c"
+SOFTMAX = "csrc/kernels/softmax.c"
 
 MUTANTS = [
     (
@@ -197,4 +198,20 @@ MUTANTS = [
         ["test/test_c.py", "-k", "cross_entropy"],
     ),
     ("row_sum_last_row", LOSS, "i < end; i++) s +=", "i < end - 1; i++) s +=", ops("cross_entropy", NUMBERS)),
+    ("softmax_tile_not_merged", SOFTMAX, "s = softmax_merge(s, tile);", "s = tile;", ops("softmax", NUMBERS)),
+    (
+        "softmax_gradient_sum",
+        SOFTMAX,
+        "sum += s;\n  }\n  return sum;",
+        "sum = s;\n  }\n  return sum;",
+        ops("softmax", NUMBERS),
+    ),
+    (
+        "softmax_minus_inf_is_zero",
+        SOFTMAX,
+        "n_cols, 1 / d, t, large",
+        "n_cols, d > 0 ? 1 / d : 0, t, large",
+        ["test/test_c.py", "-k", "softmax"],
+    ),
+    ("softmax_inner_tile", SOFTMAX, "*i0 = t % per_row * INNER;", "*i0 = 0;", ops("softmax", NUMBERS)),
 ]

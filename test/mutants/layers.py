@@ -97,4 +97,11 @@ MUTANTS = [
         'def forward(ctx, X, W, eps, offset=0.0, casting_mode="gemma", in_place=True, row_mode=None):',
         ["test/test_signatures.py", "-k", "LigerRMSNormFunction"],
     ),
+    (
+        "softmax_dim_lost_in_backward",
+        PY + "softmax.py",
+        "ctx.dim = dim",
+        "ctx.dim = -1",
+        ops("softmax", NUMBERS),
+    ),
 ]
