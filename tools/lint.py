@@ -14,7 +14,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MAX_LINES = 400
 SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".cpp")
-KERNELS = ("csrc/kernels/*", "csrc/liger.h")
+KERNELS = ("csrc/kernels/*", "csrc/liger*.h")
 
 # What a folder may import: itself and every folder of a lower rank.
 RANKS = {"transformers": 3, "chunked_loss": 2, "megatron": 2, "ops": 1}
