@@ -5,6 +5,7 @@ The references of the cross entropies serve every option and so compute what a p
 them would flatter us. These are the calls that Hugging Face's models make.
 """
 
+import torch
 import torch.nn.functional as F
 
 
@@ -16,9 +17,26 @@ def fused_linear_cross_entropy(_input, weight, target):
     return F.cross_entropy((_input @ weight.t()).float(), target)
 
 
+def jsd(_input, target):
+    m = torch.lerp(_input.exp(), target.exp(), 0.5).log()
+    both = (F.kl_div(m, log_p, reduction="sum", log_target=True) for log_p in (_input, target))
+    return sum(both) / (2 * _input.shape[0])
+
+
+def kl_div(y_pred, y_true):
+    return F.kl_div(y_pred, y_true, reduction="batchmean")
+
+
+def tvd(p, q):
+    return (p - q).abs().sum() / (2 * p.shape[0])
+
+
 _PLAIN = {
     "cross_entropy": (cross_entropy, {"_input", "target"}),
     "fused_linear_cross_entropy": (fused_linear_cross_entropy, {"_input", "weight", "target"}),
+    "jsd": (jsd, {"_input", "target"}),
+    "kl_div": (kl_div, {"y_pred", "y_true"}),
+    "tvd": (tvd, {"p", "q"}),
 }
 
 

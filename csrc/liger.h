@@ -377,6 +377,8 @@ LIGER_API liger_status liger_linear_logprob_bwd_cpu(const liger_linear_logprob_b
 LIGER_API liger_status liger_linear_logprob_fwd_cuda(const liger_linear_logprob_fwd_args *a, void *stream);
 LIGER_API liger_status liger_linear_logprob_bwd_cuda(const liger_linear_logprob_bwd_args *a, void *stream);
 
+#include "liger_divergence.h"
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,7 +1,7 @@
 // What every glue that ends in the cross entropy row kernel shares: checks of labels and options, the
 // statistics of the targets, the kernel's arguments, the outputs and their sums over rows.
 #pragma once
-#include "liger_torch.h"
+#include "loss_torch.h"
 
 namespace liger {
 struct CrossEntropyOptions {
@@ -60,7 +60,7 @@ struct CrossEntropy {
   }
 
   bool reduced() const { return o.reduction != LIGER_REDUCE_NONE; }
-  Tensor scratch(int64_t bytes) const { return empty_1d((bytes + 3) / 4, aoti_torch_dtype_float32(), x); }
+  Tensor scratch(int64_t bytes) const { return loss_scratch(bytes, x); }
 
   // The incoming gradient: one value, or one per row.
   Arg check_dloss(const Tensor &dloss_) const {
@@ -129,19 +129,7 @@ struct CrossEntropy {
 
   // sum(v), or the mean over valid rows: `divisor` points into stats
   Tensor sum(const Tensor &v, const void *divisor, const Scope &scope) const {
-    Tensor out = empty(nullptr, 0, real, x);
-    liger_row_sum_args a{};
-    a.out = ptr(out);
-    a.x = ptr(v);
-    a.divisor = divisor;
-    a.n = n_rows;
-    a.dtype = x_dtype == LIGER_F64 ? LIGER_F64 : LIGER_F32;
-#if LIGER_GPU
-    const Tensor workspace = scratch(liger_row_sum_workspace_cuda(n_rows));
-    a.workspace = ptr(workspace);
-#endif
-    launch_whole(op, LIGER_FN(row_sum), a, scope, n_rows);
-    return out;
+    return sum_rows(op, v, n_rows, divisor, x_dtype == LIGER_F64 ? LIGER_F64 : LIGER_F32, x, scope);
   }
 
   // What the caller gets: the rows themselves for reduction none, else their sums (they are scaled already;

@@ -13,6 +13,7 @@ RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kerne
 MAP = "csrc/kernels/elementwise.cuh"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 SOFTMAX = "csrc/kernels/softmax.cu"
+DIVERGENCE = "csrc/kernels/divergence.cuh"
 
 MUTANTS = [
     (
@@ -145,5 +146,27 @@ MUTANTS = [
         "threadIdx.x & (n_blocks - 1));",
         "threadIdx.x & 0);",
         ops("softmax"),
+    ),
+    (
+        "jsd_weights_swapped",
+        DIVERGENCE,
+        "a = y_is_larger ? beta : rest",
+        "a = y_is_larger ? rest : beta",
+        ops("jsd"),
+    ),
+    ("divergence_dropped_tail", DIVERGENCE, "if (tid < cut.tail) one(", "if (0) one(", ops("jsd")),
+    (
+        "kl_div_other_row",
+        DIVERGENCE,
+        "p.grad[row * p.grad_row_stride + col + j]",
+        "p.grad[col + j]",
+        ops("kl_div"),
+    ),
+    (
+        "tvd_tie",
+        "csrc/kernels/tvd.cu",
+        "t < 0.0f ? -0.5f : t}",
+        "t < 0.0f ? -0.5f : 0.5f}",
+        ["test/test_divergences.py", "-k", "ties"],
     ),
 ]

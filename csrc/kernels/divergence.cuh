@@ -1,0 +1,279 @@
+/* What the divergences share on a GPU: functions of one element (their equations: csrc/liger_divergence.h), and the loop over
+ * given (log-)probabilities. The steps are those of divergence.h. An op file of that loop brings
+ *   struct op { op(const divergence_params &); divergence_element operator()(float x, float y) const; }
+ * whose result has the element's loss and dl/dX.
+ * Floor   forward 2*N*s bytes, with gradient 3*N*s    (N = n_rows*n_cols)
+ * Plan    a block per row, one pass, VECS vectors of 16 bytes of each input in flight a thread. Rows whose start is
+ *         not aligned (an odd vocabulary) begin and end with single elements */
+#ifndef LIGER_DIVERGENCE_CUH
+#define LIGER_DIVERGENCE_CUH
+#include "primitives.cuh"
+
+/* The scalars are fp32 here, so that no kernel computes in fp64. */
+struct divergence_params {
+  float *loss;
+  void *dX;
+  const void *X, *Y;
+  const int64_t *labels;
+  const float *scale, *grad;
+  int64_t n_rows, n_cols, X_row_stride, Y_row_stride, dX_row_stride, label_stride, grad_row_stride,
+      ignore_index;
+  float factor, parameter, rest, temperature; /* rest: 1 - parameter, subtracted in fp64 */
+  bool elementwise;
+  liger_dtype y_dtype;
+};
+static inline divergence_params divergence_params_of(const liger_divergence_args *a) {
+  return {(float *)a->loss,
+          a->dX,
+          a->X,
+          a->Y,
+          a->labels,
+          (const float *)a->scale,
+          (const float *)a->grad,
+          a->n_rows,
+          a->n_cols,
+          a->X_row_stride,
+          a->Y_row_stride,
+          a->dX_row_stride,
+          a->label_stride,
+          a->grad_row_stride,
+          a->ignore_index,
+          (float)a->factor,
+          (float)a->parameter,
+          (float)(1 - a->parameter),
+          (float)a->temperature,
+          a->elementwise != 0,
+          a->y_dtype};
+}
+
+namespace {
+/* ---- one element ---------------------------------------------------------------------------------------- */
+struct divergence_element {
+  float loss, grad;
+};
+struct jsd_element {
+  float loss, grad, q; /* grad: dl/dX, for beta = 1 without the Q that a normalised row cancels */
+};
+
+/* ln w of a normal w > 0, within 1 ulp (coefficients: Cephes); of anything else, a NaN too, a number that means
+ * nothing: multiply by w. less_one: w - 1, if the caller has it more exactly than w. */
+__device__ __forceinline__ float log_of(float w, float less_one) {
+  const int k = (int)(__float_as_uint(w) - 0x3f3504f3u) >> 23;
+  const float m = __uint_as_float(__float_as_uint(w) - ((uint32_t)k << 23)) - 1.0f;
+  const float n = (float)k, f = k == 0 ? less_one : m, f2 = f * f;
+  float p = 7.0376836292e-2f;
+  p = fmaf(p, f, -1.1514610310e-1f);
+  p = fmaf(p, f, 1.1676998740e-1f);
+  p = fmaf(p, f, -1.2420140846e-1f);
+  p = fmaf(p, f, 1.4249322787e-1f);
+  p = fmaf(p, f, -1.6668057665e-1f);
+  p = fmaf(p, f, 2.0000714765e-1f);
+  p = fmaf(p, f, -2.4999993993e-1f);
+  p = fmaf(p, f, 3.3333331174e-1f);
+  const float tail = fmaf(p * f, f2, fmaf(-2.12194440e-4f, n, -0.5f * f2));
+  return fmaf(0.693359375f, n, f + tail);
+}
+
+/* e^x and, without cancellation, e^x - 1 of x <= 0; below -87 e^x is 0; a NaN stays */
+__device__ __forceinline__ float exp_and_expm1(float x, float *e) {
+  const float t = -87.0f > x ? -87.0f : x;
+  const float k = __fadd_rn(__fmul_rn(t, 0x1.715476p0f), 0x1.8p23f), n = __fadd_rn(k, -0x1.8p23f);
+  const float r = fmaf(n, -0x1.7f7d1cp-20f, fmaf(n, -0x1.62e400p-1f, t));
+  float p = 0x1.6a2434p-10f; /* the polynomial of primitives.h */
+  p = fmaf(p, r, 0x1.1239e0p-7f);
+  p = fmaf(p, r, 0x1.5558f2p-5f);
+  p = fmaf(p, r, 0x1.555492p-3f);
+  p = fmaf(p, r, 0x1.fffffcp-2f);
+  p = fmaf(p, r, 1.0f) * r;
+  const float two_n = __uint_as_float((__float_as_uint(k) << 23) + 0x3f800000u);
+  *e = x < -87.0f ? 0.0f : fmaf(two_n, p, two_n);
+  return fmaf(two_n, p, two_n - 1.0f);
+}
+
+/* a - b, where two equal infinities are no distance apart; p x, where p = 0 wins over an infinite x */
+__device__ __forceinline__ float distance(float a, float b) { return a == b ? 0.0f : a - b; }
+__device__ __forceinline__ float times(float p, float x) { return p == 0.0f ? 0.0f : p * x; }
+
+struct jsd_mid { /* 0 < beta < 1: see divergence.h for why it is computed so */
+  float beta, rest;
+  __device__ __forceinline__ jsd_mid(const divergence_params &p) : beta(p.parameter), rest(p.rest) {}
+  __device__ __forceinline__ jsd_element of(float x, float y) const {
+    const float d = distance(y, x), size = fabsf(d), larger = expf(y > x ? y : x);
+    const bool y_is_larger = !(d <= 0.0f); /* a NaN of either: the side that multiplies by its size */
+    const float a = y_is_larger ? beta : rest, c = y_is_larger ? rest : beta;
+    float e;
+    const float t = c * exp_and_expm1(-size, &e), v = log_of(fmaf(c, e, a), t);
+    const float smaller = larger * e, of_larger = -(a * larger * v);
+    const float of_smaller = -(c * smaller * (v + (200.0f < size ? 200.0f : size)));
+    return {of_larger + of_smaller, y_is_larger ? of_smaller : of_larger, y_is_larger ? smaller : larger};
+  }
+  __device__ __forceinline__ divergence_element operator()(float x, float y) const {
+    const jsd_element e = of(x, y);
+    return {e.loss, e.grad};
+  }
+};
+struct jsd_of_p { /* beta = 0 */
+  __device__ __forceinline__ jsd_of_p(const divergence_params &) {}
+  __device__ __forceinline__ jsd_element of(float x, float y) const {
+    const float p = expf(y);
+    return {times(p, distance(y, x)), -p, expf(x)};
+  }
+  __device__ __forceinline__ divergence_element operator()(float x, float y) const {
+    const float p = expf(y);
+    return {times(p, distance(y, x)), -p};
+  }
+};
+struct jsd_of_q { /* beta = 1 */
+  __device__ __forceinline__ jsd_of_q(const divergence_params &) {}
+  __device__ __forceinline__ jsd_element of(float x, float y) const {
+    const float q = expf(x), l = times(q, distance(x, y));
+    return {l, l, q};
+  }
+  __device__ __forceinline__ divergence_element operator()(float x, float y) const {
+    const jsd_element e = of(x, y);
+    return {e.loss, e.grad + e.q};
+  }
+};
+
+/* ---- rows ------------------------------------------------------------------------------------------------ */
+__device__ __forceinline__ bool ignored_row(const divergence_params &p, int64_t row) {
+  return p.labels && p.labels[row * p.label_stride] == p.ignore_index;
+}
+__device__ __forceinline__ float loss_scale(const divergence_params &p) {
+  return p.factor * (p.scale ? *p.scale : 1.0f);
+}
+/* what dX is multiplied by beside an elementwise incoming gradient */
+__device__ __forceinline__ float grad_scale(const divergence_params &p) {
+  return loss_scale(p) * (p.grad && !p.elementwise ? *p.grad : 1.0f);
+}
+/* A row as `head` single elements up to the first 16-byte boundary, whole vectors, and `tail` single
+ * elements. */
+struct row_cut {
+  int64_t head, n_vecs, tail;
+};
+template <typename T, int N> __device__ __forceinline__ row_cut cut_row(const T *p, int64_t n_cols) {
+  row_cut c = {0, n_cols, 0};
+  if (N > 1) {
+    c.head = (int64_t)((16 - (uintptr_t)p % 16) % 16 / sizeof(T));
+    c.head = c.head < n_cols ? c.head : n_cols;
+    c.n_vecs = (n_cols - c.head) / N;
+    c.tail = n_cols - c.head - c.n_vecs * N;
+  }
+  return c;
+}
+/* dX of an ignored row; the whole block calls */
+template <typename T, int N> __device__ __forceinline__ void clear_gradient(T *dX, const row_cut &cut) {
+  vec<T, N> zero;
+#pragma unroll
+  for (int j = 0; j < N; j++) from_f32(zero.v[j], 0.0f);
+  for (int64_t i = threadIdx.x; i < cut.n_vecs; i += blockDim.x)
+    store_vec_stream<T, N>(dX + cut.head + i * N, zero);
+  if (threadIdx.x < cut.head) dX[threadIdx.x] = zero.v[0];
+  if (threadIdx.x < cut.tail) dX[cut.head + cut.n_vecs * N + threadIdx.x] = zero.v[0];
+}
+
+constexpr int DIVERGENCE_THREADS = 512;
+
+/* N neighbouring elements from column col on: their losses' sum, or their losses stored; dX stored */
+template <class Op, typename T, int N>
+__device__ __forceinline__ float divergence_vector(const divergence_params &p, const Op &op, int64_t row,
+                                                   int64_t col, const vec<T, N> &xv, const vec<T, N> &yv,
+                                                   float of_loss, float of_grad, T *dX) {
+  float x[N], y[N], d[N], sum = 0.0f;
+  unpack(x, xv);
+  unpack(y, yv);
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    const divergence_element e = op(x[j], y[j]);
+    d[j] = e.grad * of_grad;
+    if (p.elementwise) {
+      if (p.loss) p.loss[row * p.n_cols + col + j] = of_loss * e.loss;
+      if (p.grad) d[j] *= p.grad[row * p.grad_row_stride + col + j];
+    } else {
+      sum += e.loss;
+    }
+  }
+  if (dX) store_vec_stream<T, N>(dX + col, pack<T, N>(d));
+  return sum;
+}
+
+/* N 1: rows that are not cut alike in every tensor */
+template <class Op, typename T, int N>
+__global__ void __launch_bounds__(DIVERGENCE_THREADS, 2) divergence_kernel(const divergence_params p) {
+  constexpr int VECS =
+      2; /* 4 loads in flight a thread: more would spill, and 1024 threads hide the latency */
+  __shared__ float scratch[BLOCK_SCRATCH];
+  const int64_t row = blockIdx.x, tid = threadIdx.x, step = blockDim.x;
+  const T *const X = (const T *)p.X + row * p.X_row_stride, *const Y = (const T *)p.Y + row * p.Y_row_stride;
+  T *const dX = p.dX ? (T *)p.dX + row * p.dX_row_stride : nullptr;
+  const row_cut cut = cut_row<T, N>(X, p.n_cols);
+  if (ignored_row(p, row)) { /* the whole block leaves here */
+    if (p.loss && p.elementwise)
+      for (int64_t col = tid; col < p.n_cols; col += step) p.loss[row * p.n_cols + col] = 0.0f;
+    else if (p.loss && tid == 0) p.loss[row] = 0.0f;
+    if (dX) clear_gradient<T, N>(dX, cut);
+    return;
+  }
+  const Op op(p);
+  const float of_loss = loss_scale(p), of_grad = grad_scale(p);
+  float sum = 0.0f;
+  const auto one = [&](int64_t col) {
+    sum += divergence_vector<Op, T, 1>(p, op, row, col, load_vec<T, 1>(X + col), load_vec<T, 1>(Y + col),
+                                       of_loss, of_grad, dX);
+  };
+  if (tid < cut.head) one(tid);
+  int64_t i = tid;
+  for (; i + (VECS - 1) * step < cut.n_vecs; i += VECS * step) {
+    vec<T, N> x[VECS], y[VECS];
+#pragma unroll
+    for (int u = 0; u < VECS; u++) {
+      x[u] = load_vec_stream<T, N>(X + cut.head + (i + u * step) * N);
+      y[u] = load_vec_stream<T, N>(Y + cut.head + (i + u * step) * N);
+    }
+#pragma unroll
+    for (int u = 0; u < VECS; u++)
+      sum += divergence_vector<Op, T, N>(p, op, row, cut.head + (i + u * step) * N, x[u], y[u], of_loss,
+                                         of_grad, dX);
+  }
+  for (; i < cut.n_vecs; i += step) {
+    const int64_t col = cut.head + i * N;
+    sum += divergence_vector<Op, T, N>(p, op, row, col, load_vec_stream<T, N>(X + col),
+                                       load_vec_stream<T, N>(Y + col), of_loss, of_grad, dX);
+  }
+  if (tid < cut.tail) one(cut.head + cut.n_vecs * N + tid);
+  if (!p.loss || p.elementwise) return;
+  sum = block_reduce<op_sum>(sum, scratch);
+  if (tid == 0) p.loss[row] = of_loss == 0.0f ? 0.0f : of_loss * sum;
+}
+} // namespace
+
+/* every row of these tensors starts at the same distance from a 16-byte boundary. Host. */
+static inline bool divergence_cut_alike(const void *a, int64_t a_row_stride, const void *b,
+                                        int64_t b_row_stride, int elem_size) {
+  return ((uintptr_t)a - (uintptr_t)b) % 16 == 0 && (a_row_stride - b_row_stride) * elem_size % 16 == 0;
+}
+/* threads of a block: enough for 2 vectors each, so that narrow rows share a multiprocessor; a power of two */
+static inline int divergence_threads(int64_t n_cols, int elem_size, int most) {
+  int threads = 64;
+  while (threads < most && threads * 2 < n_cols * elem_size / 16) threads *= 2;
+  return threads;
+}
+
+template <class Op> static liger_status launch_divergence(const liger_divergence_args *a, void *stream) {
+  if (a->n_rows == 0) return LIGER_OK;
+  if (a->n_rows > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  if (a->x_dtype != a->y_dtype) return LIGER_ERR_DTYPE;
+  const divergence_params p = divergence_params_of(a);
+  LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
+    constexpr int N = vec_width<T>::value;
+    const bool alike = divergence_cut_alike(a->X, a->X_row_stride, a->Y, a->Y_row_stride, sizeof(T)) &&
+                       (!a->dX ||
+                        divergence_cut_alike(a->X, a->X_row_stride, a->dX, a->dX_row_stride, sizeof(T)));
+    const int threads = divergence_threads(a->n_cols, sizeof(T), DIVERGENCE_THREADS);
+    const unsigned grid = (unsigned)a->n_rows;
+    if (alike) divergence_kernel<Op, T, N><<<grid, threads, 0, (gpu_stream)stream>>>(p);
+    else divergence_kernel<Op, T, 1><<<grid, threads, 0, (gpu_stream)stream>>>(p);
+  });
+  return (liger_status)LIGER_RT(GetLastError)();
+}
+#endif

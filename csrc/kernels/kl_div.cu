@@ -1,0 +1,20 @@
+/* kl_div     see kl_div.c; loop, plan and floor in divergence.cuh
+ * Rounding   fp32 to the end, dX rounded once */
+#include "divergence.cuh"
+
+namespace {
+struct kl_probabilities {
+  float eps;
+  __device__ __forceinline__ kl_probabilities(const divergence_params &p) : eps(p.parameter) {}
+  __device__ __forceinline__ divergence_element operator()(float x, float y) const {
+    const float w = y > eps ? y : eps;
+    return {times(y, log_of(w, w - 1.0f) - x), -y};
+  }
+};
+} // namespace
+
+extern "C" liger_status liger_kl_div_cuda(const liger_divergence_args *a, void *stream) {
+  /* with a logarithm of the target it is jsd's beta = 0 */
+  if (a->log_target) return launch_divergence<jsd_of_p>(a, stream);
+  return launch_divergence<kl_probabilities>(a, stream);
+}
