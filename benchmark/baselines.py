@@ -31,12 +31,17 @@ def tvd(p, q):
     return (p - q).abs().sum() / (2 * p.shape[0])
 
 
+def layer_norm(X, W, B, eps):
+    return F.layer_norm(X, X.shape[-1:], W, B, eps)
+
+
 _PLAIN = {
     "cross_entropy": (cross_entropy, {"_input", "target"}),
     "fused_linear_cross_entropy": (fused_linear_cross_entropy, {"_input", "weight", "target"}),
     "jsd": (jsd, {"_input", "target"}),
     "kl_div": (kl_div, {"y_pred", "y_true"}),
     "tvd": (tvd, {"p", "q"}),
+    "layer_norm": (layer_norm, {"X", "W", "B", "eps"}),
 }
 
 

@@ -69,6 +69,9 @@ LIGER_API liger_status liger_rms_norm_fwd_cuda(const liger_rms_norm_fwd_args *a,
 LIGER_API int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
 LIGER_API liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a, void *stream);
 
+/* ---- layer_norm, fused_add_rms_norm, group_norm ------------------------------------------------------------ */
+#include "liger_norms.h"
+
 /* ---- elementwise ------------------------------------------------------------------------------------------
  * The CPU functions of elementwise operators take a range of tiles: tile t is LIGER_ELEMENT_TILE columns (or
  * what is left) of row t / tiles per row. Contiguous tensors are one row of all their elements. */

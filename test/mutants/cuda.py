@@ -11,6 +11,7 @@ def gpu(op, what):
 
 RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
 MAP = "csrc/kernels/elementwise.cuh"
+NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 SOFTMAX = "csrc/kernels/softmax.cu"
 DIVERGENCE = "csrc/kernels/divergence.cuh"
@@ -36,6 +37,41 @@ MUTANTS = [
         "for (int g = 0; g < at.groups; g++)",
         "for (int g = 0; g < 1; g++)",
         ops("rms_norm"),
+    ),
+    (
+        "layer_norm_zeros_beyond_the_row_counted",
+        NORM,
+        "        if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);",
+        "        norm_push_distances<T, VEC>(d, x[i], mean);",
+        ops("layer_norm"),
+    ),
+    (
+        "layer_norm_bias_gradient_of_one_group",
+        NORM_BWD,
+        "for (int g = 0; g < at.groups; g++)",
+        "for (int g = 0; g < 1; g++)",
+        ops("layer_norm"),
+    ),
+    (
+        "layer_norm_other_stream",
+        NORM,
+        "kernel<<<(unsigned)grid, p.threads, shared, stream>>>",
+        "kernel<<<(unsigned)grid, p.threads, shared, stream ? 0 : stream>>>",
+        gpu("layer_norm", "current_stream"),
+    ),
+    (
+        "fused_add_residual_gradient_lost",
+        NORM_BWD,
+        "g[j] += v[j];",
+        "g[j] += 0.0f * v[j];",
+        ops("fused_add_rms_norm"),
+    ),
+    (
+        "fused_add_sum_not_rounded",
+        NORM,
+        "  if (ADD) X = (const T *)a.S + row * a.n_cols;\n",
+        "",
+        ops("fused_add_rms_norm"),
     ),
     ("rope_backward_unturned", ROPE, "a.backward ? -1.0f : 1.0f", "1.0f", ops("rope")),
     (

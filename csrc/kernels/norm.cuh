@@ -1,0 +1,357 @@
+/* The kernels of every norm over whole rows, forward and backward (csrc/liger.h has the equations).
+ *
+ * Flags of an op:  CENTRED  the mean is subtracted and there may be a bias (layer norm), else neither (RMS norm)
+ *                  ADD      forward: S = X + R is stored and normalised; backward: dS is added to dX
+ * Plan   a persistent grid; a row belongs to 8 to 512 threads with 2 or 4 vectors of 16 bytes each, so it is
+ *        read once, through a ring in shared memory in which the next rows are on their way. Statistics are
+ *        of two passes over the registers. dW and dbias: fp32 registers, a partial row per block, then a
+ *        column sum in fixed order. Rows that are too wide or not made of aligned vectors are looped over. */
+#ifndef LIGER_NORM_CUH
+#define LIGER_NORM_CUH
+#include "primitives.cuh"
+
+namespace {
+constexpr int NORM_STAGES = 3, NORM_MAX_THREADS = 512;
+/* backward with dS a row is half as much again, and chips with 100 KB of shared memory must hold two */
+template <bool ADD> struct norm_bwd_stages {
+  static constexpr int value = ADD ? 2 : 3;
+};
+
+/* v[k] = its sum over the threads of one row, all N at once. All threads of the block call, as often as each
+ * other; `scratch` is N arrays of shared memory. Calls that alternate between two sets need no barrier. */
+template <int N>
+__device__ __forceinline__ void norm_row_sums(float (&v)[N], int threads_per_row,
+                                              float (&scratch)[N][BLOCK_SCRATCH]) {
+  const int lanes = threads_per_row < GPU_LANES ? threads_per_row : GPU_LANES;
+#pragma unroll
+  for (int k = 0; k < N; k++) v[k] = warp_reduce<op_sum>(v[k], lanes);
+  if (threads_per_row <= GPU_LANES) return;
+  const int n_warps = threads_per_row / GPU_LANES, warp = (int)threadIdx.x / GPU_LANES;
+  if (threadIdx.x % GPU_LANES == 0) {
+#pragma unroll
+    for (int k = 0; k < N; k++) scratch[k][warp] = v[k];
+  }
+  __syncthreads();
+  const int from = (warp & ~(n_warps - 1)) + ((int)threadIdx.x & (n_warps - 1));
+#pragma unroll
+  for (int k = 0; k < N; k++) v[k] = warp_reduce<op_sum>(scratch[k][from], n_warps);
+}
+
+/* p[j] = P[col + j] + plus, or `otherwise` without a P; col is a multiple of N */
+template <int N>
+__device__ __forceinline__ void norm_load_param(float (&p)[N], const void *P, int64_t col, liger_dtype t,
+                                                float plus, float otherwise) {
+  if (P) load_as_f32<N>(p, P, col, t, N > 1 && (uintptr_t)P % 16 == 0);
+#pragma unroll
+  for (int j = 0; j < N; j++) p[j] = P ? p[j] + plus : otherwise;
+}
+
+/* the mean is mean + rest: that of large numbers does not fit one float. 16-bit elements have no rest: their
+ * sums are near exact, and x - mean is not */
+struct norm_stats {
+  float mean, rest, rstd;
+};
+
+template <typename T, int N, bool CENTRED>
+__device__ __forceinline__ vec<T, N> norm_scale(const vec<T, N> &x, const norm_stats &s, const float (&w)[N],
+                                                const float (&b)[N], bool llama) {
+  float v[N];
+  unpack(v, x);
+  if constexpr (CENTRED) {
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] = fmaf(((v[j] - s.mean) - s.rest) * s.rstd, w[j], b[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] *= s.rstd;
+    if (llama) {
+      const vec<T, N> rounded = pack<T, N>(v);
+      unpack(v, rounded);
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] *= w[j];
+  }
+  return pack<T, N>(v);
+}
+/* x + r, rounded to T */
+template <typename T, int N>
+__device__ __forceinline__ vec<T, N> norm_add(const vec<T, N> &x, const vec<T, N> &r) {
+  float v[N], u[N];
+  unpack(v, x);
+  unpack(u, r);
+#pragma unroll
+  for (int j = 0; j < N; j++) v[j] += u[j];
+  return pack<T, N>(v);
+}
+/* sum of the elements, or of their squares */
+template <typename T, int N, bool SQUARES>
+__device__ __forceinline__ float norm_push(float sum, const vec<T, N> &x) {
+  float v[N];
+  unpack(v, x);
+#pragma unroll
+  for (int j = 0; j < N; j++) sum = SQUARES ? fmaf(v[j], v[j], sum) : sum + v[j];
+  return sum;
+}
+/* d[0]: sum of the squares of the distances from the mean; d[1], of fp32 elements: of the distances, which
+ * correct it */
+template <typename T> struct norm_distances {
+  static constexpr int value = sizeof(T) == 4 ? 2 : 1;
+};
+template <typename T, int N, int SUMS>
+__device__ __forceinline__ void norm_push_distances(float (&d)[SUMS], const vec<T, N> &x, float mean) {
+  float v[N];
+  unpack(v, x);
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    v[j] -= mean;
+    d[0] = fmaf(v[j], v[j], d[0]);
+    d[SUMS - 1] += SUMS > 1 ? v[j] : 0.0f;
+  }
+}
+template <int SUMS>
+__device__ __forceinline__ norm_stats norm_finish(float mean, const float (&d)[SUMS], float inv_n,
+                                                  float eps) {
+  const float rest = SUMS > 1 ? d[SUMS - 1] * inv_n : 0.0f;
+  return {mean, rest, rsqrtf(fmaf(d[0], inv_n, eps) - rest * rest)};
+}
+
+/* ---- forward ------------------------------------------------------------------------------------------- */
+template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
+__global__ void __launch_bounds__(NORM_MAX_THREADS)
+    norm_fwd_kernel(const liger_norm_fwd_args a, int threads_per_row) {
+  constexpr int SUMS = norm_distances<T>::value;
+  constexpr int VEC = vec_width<T>::value,
+                NEXT = CHUNK * VEC; /* columns from a thread's vector to its next */
+  extern __shared__ uint4 dynamic_shared[];
+  __shared__ float sum_scratch[2][1][BLOCK_SCRATCH], distance_scratch[2][SUMS][BLOCK_SCRATCH];
+  const row_ring<NV, CHUNK, NORM_STAGES, ADD ? 2 : 1> ring(dynamic_shared);
+  row_walk<NV, CHUNK> at(threads_per_row, a.n_cols, VEC);
+  const int64_t first_col = (int64_t)at.first_vec * VEC;
+  const float inv_n = 1.0f / (float)a.n_cols, eps = (float)a.eps;
+  const bool llama = a.casting == LIGER_CAST_LLAMA;
+  float w[NV][VEC] = {}, b[NV][VEC] = {};
+
+  int64_t next_row = at.row;
+  const T *X = (const T *)a.X + next_row * a.X_row_stride + first_col;
+  const T *R = ADD ? (const T *)a.R + next_row * a.R_row_stride + first_col : nullptr;
+  T *Y = (T *)a.Y + next_row * a.n_cols + first_col;
+  T *S = ADD ? (T *)a.S + next_row * a.n_cols + first_col : nullptr;
+  const int64_t X_step = at.step * a.X_row_stride, R_step = at.step * a.R_row_stride,
+                Y_step = at.step * a.n_cols;
+  const auto fetch = [&](int stage) {
+    ring.fetch(stage, 0, X, next_row < a.n_rows, at);
+    X += X_step;
+    if constexpr (ADD) {
+      ring.fetch(stage, 1, R, next_row < a.n_rows, at);
+      R += R_step;
+    }
+    gpu_copy_commit();
+    next_row += at.step;
+  };
+#pragma unroll
+  for (int s = 0; s < NORM_STAGES - 1; s++) fetch(s);
+#pragma unroll
+  for (int i = 0; i < NV; i++)
+    if (at.owns(i)) {
+      norm_load_param<VEC>(w[i], a.W, first_col + i * NEXT, a.w_dtype, (float)a.offset, 1.0f);
+      if (CENTRED) norm_load_param<VEC>(b[i], a.bias, first_col + i * NEXT, a.bias_dtype, 0.0f, 0.0f);
+    }
+  for (int stage = 0, parity = 0; at.row - at.group < a.n_rows; at.row += at.step, Y += Y_step, parity ^= 1) {
+    fetch(stage == 0 ? NORM_STAGES - 1 : stage - 1);
+    gpu_copy_wait<NORM_STAGES - 1>();
+    const bool live = at.row < a.n_rows;
+    vec<T, VEC> x[NV];
+    float sum[1] = {0.0f};
+#pragma unroll
+    for (int i = 0; i < NV; i++) {
+      x[i] = ring.template read<T>(stage, 0, i);
+      if constexpr (ADD) {
+        x[i] = norm_add<T, VEC>(x[i], ring.template read<T>(stage, 1, i));
+        if (live && at.owns(i)) store_vec<T, VEC>(S + i * NEXT, x[i]);
+      }
+      sum[0] = norm_push<T, VEC, !CENTRED>(sum[0], x[i]); /* zeros beyond the row */
+    }
+    norm_row_sums(sum, threads_per_row, sum_scratch[parity]);
+    norm_stats s;
+    if constexpr (CENTRED) {
+      float d[SUMS] = {};
+      const float mean = sum[0] * inv_n;
+#pragma unroll
+      for (int i = 0; i < NV; i++)
+        if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);
+      norm_row_sums(d, threads_per_row, distance_scratch[parity]);
+      s = norm_finish(mean, d, inv_n, eps);
+      if (live && at.lane == 0) ((float *)a.mean)[at.row] = s.mean + s.rest;
+    } else {
+      s = {0.0f, 0.0f, rsqrtf(fmaf(sum[0], inv_n, eps))};
+    }
+    if (live && at.lane == 0) ((float *)a.rstd)[at.row] = s.rstd;
+#pragma unroll
+    for (int i = 0; i < NV; i++) {
+      const vec<T, VEC> y = norm_scale<T, VEC, CENTRED>(x[i], s, w[i], b[i], llama);
+      if (live && at.owns(i)) store_vec<T, VEC>(Y + i * NEXT, y);
+    }
+    if (ADD) S += Y_step;
+    stage = stage == NORM_STAGES - 1 ? 0 : stage + 1;
+  }
+}
+
+/* any width and alignment: a block per row, VEC elements at a time */
+template <typename T, int VEC, bool CENTRED, bool ADD>
+__global__ void norm_fwd_loop_kernel(const liger_norm_fwd_args a) {
+  constexpr int SUMS = norm_distances<T>::value;
+  __shared__ float sum_scratch[1][BLOCK_SCRATCH], distance_scratch[SUMS][BLOCK_SCRATCH];
+  const int64_t row = blockIdx.x, step = (int64_t)blockDim.x * VEC, first_col = (int64_t)threadIdx.x * VEC;
+  const float inv_n = 1.0f / (float)a.n_cols;
+  const T *X = (const T *)a.X + row * a.X_row_stride;
+  float sum[1] = {0.0f};
+  for (int64_t col = first_col; col < a.n_cols; col += step) {
+    vec<T, VEC> x = load_vec<T, VEC>(X + col);
+    if constexpr (ADD) {
+      x = norm_add<T, VEC>(x, load_vec<T, VEC>((const T *)a.R + row * a.R_row_stride + col));
+      store_vec<T, VEC>((T *)a.S + row * a.n_cols + col, x); /* this thread reads it again below */
+    }
+    sum[0] = norm_push<T, VEC, !CENTRED>(sum[0], x);
+  }
+  if (ADD) X = (const T *)a.S + row * a.n_cols;
+  norm_row_sums(sum, (int)blockDim.x, sum_scratch);
+  norm_stats s = {0.0f, 0.0f, rsqrtf(fmaf(sum[0], inv_n, (float)a.eps))};
+  if constexpr (CENTRED) {
+    float d[SUMS] = {};
+    const float mean = sum[0] * inv_n;
+    for (int64_t col = first_col; col < a.n_cols; col += step)
+      norm_push_distances<T, VEC>(d, load_vec<T, VEC>(X + col), mean);
+    norm_row_sums(d, (int)blockDim.x, distance_scratch);
+    s = norm_finish(mean, d, inv_n, (float)a.eps);
+    if (threadIdx.x == 0) ((float *)a.mean)[row] = s.mean + s.rest;
+  }
+  if (threadIdx.x == 0) ((float *)a.rstd)[row] = s.rstd;
+  for (int64_t col = first_col; col < a.n_cols; col += step) {
+    float w[VEC], b[VEC] = {};
+    norm_load_param<VEC>(w, a.W, col, a.w_dtype, (float)a.offset, 1.0f);
+    if (CENTRED) norm_load_param<VEC>(b, a.bias, col, a.bias_dtype, 0.0f, 0.0f);
+    store_vec<T, VEC>(
+        (T *)a.Y + row * a.n_cols + col,
+        norm_scale<T, VEC, CENTRED>(load_vec<T, VEC>(X + col), s, w, b, a.casting == LIGER_CAST_LLAMA));
+  }
+}
+} // namespace
+
+#include "norm_bwd.cuh"
+
+/* ---- launch plan: a pure function of the row's size ---------------------------------------------------- */
+namespace {
+struct norm_plan {
+  int threads_per_row, threads, vectors; /* vectors 0: loop over the row */
+};
+
+/* `wide`: vectors in a row from which on a thread takes 4 of them, which halves the reductions and the blocks
+ * that fit */
+norm_plan norm_plan_rows(int64_t n_cols, int elem_size, int wide) {
+  const int64_t n_vecs = (n_cols * elem_size + 15) / 16;
+  if (n_vecs > 4 * NORM_MAX_THREADS)
+    return {NORM_MAX_THREADS, NORM_MAX_THREADS, 0}; /* more than a block holds */
+  const int vectors = n_vecs < wide ? 2 : 4;
+  int threads_per_row = 8;
+  while ((int64_t)threads_per_row * vectors < n_vecs) threads_per_row *= 2;
+  /* narrow rows share a block of 128 threads: full warps, and many blocks to a multiprocessor */
+  return {threads_per_row, threads_per_row <= 32 ? 128 : threads_per_row, vectors};
+}
+constexpr int NORM_FWD_WIDE = 512, NORM_BWD_WIDE = 1025;
+
+/* Backward: blocks of as many threads as the registers let reside, since each block costs rows of partial
+ * sums, written and read; smaller ones where there would not be one for each multiprocessor. */
+norm_plan norm_plan_bwd(int64_t n_rows, int64_t n_cols, int elem_size) {
+  norm_plan p = norm_plan_rows(n_cols, elem_size, NORM_BWD_WIDE);
+  const int64_t blocks = gpu_multiprocessors();
+  while (p.threads < NORM_MAX_THREADS && n_rows >= 2 * blocks * (p.threads / p.threads_per_row))
+    p.threads *= 2;
+  return p;
+}
+
+/* blocks of a persistent grid: `threads_per_sm` on each multiprocessor, never more blocks than turns */
+int64_t norm_persistent_blocks(const norm_plan &p, int64_t n_rows, int threads_per_sm) {
+  const int64_t rows_per_turn = p.threads / p.threads_per_row,
+                turns = (n_rows + rows_per_turn - 1) / rows_per_turn;
+  const int64_t per_sm = threads_per_sm / p.threads > 0 ? threads_per_sm / p.threads : 1;
+  const int64_t resident = gpu_multiprocessors() * per_sm;
+  return turns < 1 ? 1 : turns < resident ? turns : resident;
+}
+/* Forward: several times what resides together, so that a block that is done makes room for the next and the
+ * last turn is not a round of its own. */
+constexpr int NORM_FWD_THREADS_PER_SM = 4096;
+
+template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
+bool norm_launch_fwd(const liger_norm_fwd_args *a, const norm_plan &p, gpu_stream stream) {
+  const auto kernel = norm_fwd_kernel<T, NV, CHUNK, CENTRED, ADD>;
+  const size_t shared = row_ring < NV, CHUNK, NORM_STAGES, ADD ? 2 : 1 > ::bytes(p.threads);
+  if (!gpu_allow_shared(kernel, shared)) return false;
+  const int64_t grid = norm_persistent_blocks(p, a->n_rows, NORM_FWD_THREADS_PER_SM);
+  kernel<<<(unsigned)grid, p.threads, shared, stream>>>(*a, p.threads_per_row);
+  return true;
+}
+template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
+bool norm_launch_bwd(const liger_norm_bwd_args *a, const norm_plan &p, gpu_stream stream) {
+  const auto kernel = norm_bwd_kernel<T, NV, CHUNK, CENTRED, ADD>;
+  /* holds the groups' sums of a parameter too: at most twice the bytes of one input's row */
+  const size_t shared = row_ring < NV, CHUNK, NORM_STAGES, ADD ? 3 : 2 > ::bytes(p.threads);
+  if (!gpu_allow_shared(kernel, shared)) return false;
+  kernel<<<(unsigned)a->n_blocks, p.threads, shared, stream>>>(*a, p.threads_per_row);
+  return true;
+}
+
+template <bool CENTRED, bool ADD> liger_status norm_fwd(const liger_norm_fwd_args *a, gpu_stream stream) {
+  if (a->n_rows == 0 || a->n_cols == 0) return LIGER_OK;
+  if (a->n_rows > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
+    constexpr int VEC = vec_width<T>::value;
+    const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
+                         rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T)) &&
+                         (!ADD || (rows_aligned(a->R, a->R_row_stride, a->n_cols, sizeof(T)) &&
+                                   rows_aligned(a->S, a->n_cols, a->n_cols, sizeof(T))));
+    const norm_plan p = norm_plan_rows(a->n_cols, sizeof(T), NORM_FWD_WIDE);
+    const unsigned rows = (unsigned)a->n_rows;
+    if (!aligned) norm_fwd_loop_kernel<T, 1, CENTRED, ADD><<<rows, NORM_MAX_THREADS, 0, stream>>>(*a);
+    else if (!(p.vectors == 4            ? norm_launch_fwd<T, 4, 32, CENTRED, ADD>(a, p, stream)
+               : p.vectors == 0          ? false
+               : p.threads_per_row == 8  ? norm_launch_fwd<T, 2, 8, CENTRED, ADD>(a, p, stream)
+               : p.threads_per_row == 16 ? norm_launch_fwd<T, 2, 16, CENTRED, ADD>(a, p, stream)
+                                         : norm_launch_fwd<T, 2, 32, CENTRED, ADD>(a, p, stream)))
+      norm_fwd_loop_kernel<T, VEC, CENTRED, ADD><<<rows, NORM_MAX_THREADS, 0, stream>>>(*a);
+  });
+  return (liger_status)LIGER_RT(GetLastError)();
+}
+
+int64_t norm_bwd_blocks(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
+  const norm_plan p = norm_plan_bwd(n_rows, n_cols, x_dtype == LIGER_F32 ? 4 : 2);
+  return norm_persistent_blocks(p, n_rows, NORM_MAX_THREADS);
+}
+
+template <bool CENTRED, bool ADD> liger_status norm_bwd(const liger_norm_bwd_args *a, gpu_stream stream) {
+  if (a->n_cols == 0) return LIGER_OK;
+  LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
+    constexpr int VEC = vec_width<T>::value;
+    const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
+                         rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
+                         rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T)) &&
+                         (!a->dS || rows_aligned(a->dS, a->dS_row_stride, a->n_cols, sizeof(T)));
+    const norm_plan p = norm_plan_bwd(a->n_rows, a->n_cols, sizeof(T));
+    const unsigned blocks = (unsigned)a->n_blocks;
+    if (!aligned) norm_bwd_loop_kernel<T, 1, CENTRED, ADD><<<blocks, NORM_MAX_THREADS, 0, stream>>>(*a);
+    else if (!(p.vectors == 4            ? norm_launch_bwd<T, 4, 32, CENTRED, ADD>(a, p, stream)
+               : p.vectors == 0          ? false
+               : p.threads_per_row == 8  ? norm_launch_bwd<T, 2, 8, CENTRED, ADD>(a, p, stream)
+               : p.threads_per_row == 16 ? norm_launch_bwd<T, 2, 16, CENTRED, ADD>(a, p, stream)
+                                         : norm_launch_bwd<T, 2, 32, CENTRED, ADD>(a, p, stream)))
+      norm_bwd_loop_kernel<T, VEC, CENTRED, ADD><<<blocks, NORM_MAX_THREADS, 0, stream>>>(*a);
+  });
+  liger_status status = (liger_status)LIGER_RT(GetLastError)();
+  if (status == LIGER_OK && a->dW)
+    status = launch_column_sum(a->dW, (const float *)a->dW_partial, a->n_blocks, a->n_cols, a->w_dtype,
+                               stream);
+  if (status == LIGER_OK && a->dbias)
+    status = launch_column_sum(a->dbias, (const float *)a->dbias_partial, a->n_blocks, a->n_cols,
+                               a->bias_dtype, stream);
+  return status;
+}
+} // namespace
+#endif
