@@ -62,6 +62,27 @@ MUTANTS = [
         ops("rope", "option_changes"),
     ),
     (
+        "falcon_down_multiplier_lost",
+        "liger_kernel/transformers/swiglu.py",
+        "self.gate_multiplier, self.down_multiplier if inside else 1.0",
+        "self.gate_multiplier, 1.0",
+        ["test/test_mlp_modules.py", "-k", "equals and Falcon"],
+    ),
+    (
+        "gelu_form_ignored",
+        PY + "geglu.py",
+        "ctx.gelu = _GELU[approximate]",
+        "ctx.gelu = 0",
+        ops("geglu", "option_changes"),
+    ),
+    (
+        "gate_and_up_overlap",
+        "csrc/torch/glu_torch.h",
+        "args.dA_row_stride = args.dB_row_stride = y.last();",
+        "args.dA_row_stride = args.dB_row_stride = y.last() / 2;",
+        ops("swiglu_gate_up", NUMBERS),
+    ),
+    (
         "saved_gradient_scaled_in_place",
         PY + "_saved_grad.py",
         "return not torch.compiler.is_compiling() and not _graph_is_kept()",
