@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 endif
 
-.PHONY: demo test test-cuda lint format check bench mutants wheel clean build
+.PHONY: demo test test-cuda test-downstream lint format check bench mutants wheel clean build
 
 demo: build
 	$(PY) examples/train_llama/train.py --device $(DEVICE) $(ARGS)
@@ -22,6 +22,20 @@ test: build
 
 test-cuda: build
 	$(PY) -m pytest -q test --device cuda $(ARGS)
+
+# TRL's own trainers with our losses and without, from the wheel, in environments of their own; make
+# test-downstream DOWNSTREAM=new runs one of the two
+DOWNSTREAM ?= old new
+test-downstream: wheel $(DOWNSTREAM:%=.venv-trl-%/ready)
+	for line in $(DOWNSTREAM); do \
+	  .venv-trl-$$line/bin/pip install -q --no-deps --force-reinstall dist/liger_kernel_c-*.whl && \
+	  .venv-trl-$$line/bin/python test/downstream/trl_trainers.py $(ARGS) || exit 1; done
+
+.venv-trl-%/ready: test/downstream/pins-%.txt
+	python3 -m venv .venv-trl-$*
+	.venv-trl-$*/bin/pip install -q $$(grep '^torch==' $<)
+	.venv-trl-$*/bin/pip install -q -r $<
+	touch $@
 
 lint: build
 	$(PY) -m ruff check --output-format concise .
