@@ -122,7 +122,7 @@ def dpo_sample(name, pairs=3, seq_len=7, h=16, v=45, ref="states", ignored=0.3, 
         "x": T((2 * pairs, seq_len, h)),
         "weight": T((v, h), "w", scale=0.3),
         "target": T((2 * pairs, seq_len), "index", grad=False, high=v, ignored=ignored),
-        "bias": T((v,), "w", scale=0.3) if bias else None,
+        "bias": T((v,), "w", scale=0.3, mean=0.5) if bias else None,  # so that the mean logit does not cancel
     }
     if ref == "states":
         args |= {

@@ -140,7 +140,7 @@ def sample(name, pairs=3, seq_len=7, h=16, v=45, ignored=0.3, bias=True, nll_tar
         "x": T((2 * pairs, seq_len, h)),
         "weight": T((v, h), "w", scale=0.3),
         "target": T((2 * pairs, seq_len), "index", grad=False, high=v, ignored=ignored),
-        "bias": T((v,), "w", scale=0.3) if bias else None,
+        "bias": T((v,), "w", scale=0.3, mean=0.5) if bias else None,
     }
     if nll_target:
         args["nll_target"] = T((2 * pairs, seq_len), "index", grad=False, high=v, ignored=0.4)
