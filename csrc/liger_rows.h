@@ -34,6 +34,54 @@ LIGER_API liger_status liger_softmax_bwd_cpu(const liger_softmax_bwd_args *a, in
 LIGER_API liger_status liger_softmax_fwd_cuda(const liger_softmax_fwd_args *a, void *stream);
 LIGER_API liger_status liger_softmax_bwd_cuda(const liger_softmax_bwd_args *a, void *stream);
 
+/* ---- embedding --------------------------------------------------------------------------------------------
+ *   Y_t = W_{ids_t};      dW_v = sum of dY_t over the t with ids_t = v, in the order of t; 0 for v = padding_idx
+ * Backward takes the ids sorted (stably) and adds up each run of equal ids. The sorted ids are cut into n_slices slices,
+ * whatever the runs; what a slice finds of a run that goes on outside it lands in `partial`, and is added up in the slices'
+ * order: the same bits every run, and a million times one id is no single thread's work.
+ * An id outside [0, n_embeddings): nothing is read or written out of bounds, the token's Y is NaN, and its dY is in no
+ * gradient (the CPU glue refuses it before any work). */
+typedef struct {
+  void *Y;       /* (n_rows, n_cols), contiguous */
+  const void *W; /* (n_embeddings, n_cols), row stride W_row_stride */
+  const int64_t *ids;
+  int64_t n_rows, n_cols, n_embeddings, W_row_stride;
+  liger_dtype x_dtype;
+} liger_embedding_fwd_args;
+
+typedef struct {
+  void *dW; /* (n_embeddings, n_cols), contiguous */
+  void *
+      partial; /* (2, n_slices, n_cols) fp32 (fp64): the run that began before the slice; the one that goes on after it */
+  const void *dY; /* (n_rows, n_cols), row stride dY_row_stride */
+  const int64_t *sorted_ids,
+      *order; /* (n_rows): the ids in ascending order, and the row of dY that each has */
+  int64_t n_rows, n_cols, n_embeddings, dY_row_stride;
+  int64_t n_slices;    /* liger_embedding_slices(n_rows) */
+  int64_t padding_idx; /* -1: none */
+  liger_dtype x_dtype;
+} liger_embedding_bwd_args;
+
+/* at least 32 ids each; at most 2048 of them, which bounds `partial` and the last sum */
+static inline int64_t liger_embedding_slices(int64_t n_rows) {
+  return n_rows < 64 ? 1 : n_rows / 32 < 2048 ? n_rows / 32 : 2048;
+}
+
+LIGER_API liger_status liger_embedding_fwd_cpu(const liger_embedding_fwd_args *a, int64_t row_begin,
+                                               int64_t row_end);
+/* in this order: the slices' sums, [begin, end) of n_slices; the runs that cross slices, by the slice they begin in; zeros in
+ * the rows of dW that no id names, [begin, end) of n_embeddings */
+LIGER_API liger_status liger_embedding_bwd_cpu(const liger_embedding_bwd_args *a, int64_t slice_begin,
+                                               int64_t slice_end);
+LIGER_API liger_status liger_embedding_join_cpu(const liger_embedding_bwd_args *a, int64_t slice_begin,
+                                                int64_t slice_end);
+LIGER_API liger_status liger_embedding_zero_cpu(const liger_embedding_bwd_args *a, int64_t row_begin,
+                                                int64_t row_end);
+LIGER_API liger_status liger_embedding_fwd_cuda(const liger_embedding_fwd_args *a, void *stream);
+LIGER_API liger_status liger_embedding_bwd_cuda(const liger_embedding_bwd_args *a, void *stream);
+/* the first of n ids outside [0, n_embeddings), or -1 */
+LIGER_API int64_t liger_embedding_bad_id_cpu(const int64_t *ids, int64_t n, int64_t n_embeddings);
+
 #ifdef __cplusplus
 }
 #endif

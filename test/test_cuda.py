@@ -165,7 +165,7 @@ def _huge(sample: Sample) -> tuple[dict, int]:
 
 
 @pytest.mark.big
-@every_op
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.big is not False], ids=lambda s: s.name)
 def test_more_than_2_to_the_31_elements(spec):
     """The last rows of the huge run are those of a run on the last rows alone, bit for bit
     (products: closely)."""

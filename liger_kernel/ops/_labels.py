@@ -24,3 +24,15 @@ def check_labels(op, target, n_classes, ignore_index, name="target"):
             f"liger::{op}: {name}[{row}] is {target[row].item()}, expected a value in "
             f"[0, {n_classes}) or ignore_index ({ignore_index})"
         )
+
+
+def check_indices(op, name, indices, n, what):
+    """With LIGER_DEBUG=1, raises for the first index on a GPU outside [0, n), naming its place and value."""
+    if not _DEBUG or not indices.is_cuda or torch.compiler.is_compiling():
+        return
+    bad = ((indices < 0) | (indices >= n)).nonzero()
+    if len(bad):
+        place = ", ".join(map(str, bad[0].tolist()))
+        value = indices[tuple(bad[0])].item()
+        where = f"[{place}]" if place else ""
+        raise RuntimeError(f"liger::{op}: {name}{where} is {value}, expected 0 to {n - 1}, {what}")

@@ -89,7 +89,8 @@ class OpSpec:
                 sample with other
                 leading sizes, by default)
     big         the sample that a GPU runs with more than 2^31 elements by growing its leading size (the
-                first, by default)
+                first, by default; False: the operator's rows depend on each other, and its own test has such
+                a case)
     gemm        results pass through torch's matrix products, whose bits may change with layout, alignment and
                 the number of
                 threads: there the tests hold every variant against the truth instead of against the first
@@ -110,7 +111,7 @@ class OpSpec:
     grad_factor: float = 1.0
     gradcheck: tuple[Sample, ...] = ()
     dynamic: tuple[Sample, ...] = ()
-    big: Sample | None = None
+    big: Sample | bool | None = None
     gemm: bool = False
     reduces: bool = False
     notes: str = ""

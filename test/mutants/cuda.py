@@ -13,8 +13,8 @@ RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kerne
 MAP = "csrc/kernels/elementwise.cuh"
 NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
-SOFTMAX = "csrc/kernels/softmax.cu"
 DIVERGENCE = "csrc/kernels/divergence.cuh"
+SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
 
 MUTANTS = [
     (
@@ -204,5 +204,18 @@ MUTANTS = [
         "t < 0.0f ? -0.5f : t}",
         "t < 0.0f ? -0.5f : 0.5f}",
         ["test/test_divergences.py", "-k", "ties"],
+        "embedding_run_overwritten",
+        EMBEDDING,
+        "if (began_before) put(before, acc);\n    else if",
+        "if",
+        ops("embedding"),
+    ),
+    ("embedding_last_slice_of_a_run", EMBEDDING, "k <= last; k++", "k < last; k++", ops("embedding")),
+    (
+        "embedding_out_of_range_is_row_0",
+        EMBEDDING,
+        "from_f32(x[u].v[j], NAN);",
+        "from_f32(x[u].v[j], 0.0f);",
+        ["test/test_embedding.py", "-k", "out_of_range"],
     ),
 ]

@@ -8,7 +8,7 @@ def ops(op, what):
 NUMBERS = "test_within_eagers_error"
 RMS, GLU, ROPE = "csrc/kernels/rms_norm.c", "csrc/kernels/glu.h", "csrc/kernels/rope.c"
 CE, LOSS = "csrc/kernels/cross_entropy.c", "csrc/kernels/loss_common.c"
-SOFTMAX = "csrc/kernels/softmax.c"
+SOFTMAX, EMBEDDING = "csrc/kernels/softmax.c", "csrc/kernels/embedding.c"
 
 MUTANTS = [
     (
@@ -214,4 +214,25 @@ MUTANTS = [
         ["test/test_c.py", "-k", "softmax"],
     ),
     ("softmax_inner_tile", SOFTMAX, "*i0 = t % per_row * INNER;", "*i0 = 0;", ops("softmax", NUMBERS)),
+    (
+        "embedding_last_slice_of_a_run",
+        EMBEDDING,
+        "for (int64_t k = slice + 1; k < last; k++)",
+        "for (int64_t k = slice + 1; k < last - 1; k++)",
+        ops("embedding", NUMBERS),
+    ),
+    (
+        "embedding_padding_unwritten",
+        EMBEDDING,
+        "if (!named || row == a->padding_idx)",
+        "if (!named)",
+        ["test/test_c.py", "-k", "embedding"],
+    ),
+    (
+        "embedding_rows_unsorted",
+        EMBEDDING,
+        "a->order[p] * a->dY_row_stride",
+        "p * a->dY_row_stride",
+        ops("embedding", NUMBERS),
+    ),
 ]

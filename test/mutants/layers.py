@@ -125,4 +125,11 @@ MUTANTS = [
         "ctx.dim = -1",
         ops("softmax", NUMBERS),
     ),
+    (
+        "embedding_padding_from_the_end",
+        PY + "embedding.py",
+        "return padding_idx % num_embeddings",
+        "return padding_idx",
+        ops("embedding", NUMBERS),
+    ),
 ]

@@ -1,0 +1,5 @@
+"""Upstream's path of the embedding."""
+
+from ..embedding import LigerEmbeddingFunction
+
+__all__ = ["LigerEmbeddingFunction"]

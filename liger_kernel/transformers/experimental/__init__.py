@@ -1,0 +1,5 @@
+"""Modules that upstream calls experimental."""
+
+from .embedding import LigerEmbedding
+
+__all__ = ["LigerEmbedding"]
