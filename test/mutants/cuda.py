@@ -12,6 +12,7 @@ def gpu(op, what):
 RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
 MAP = "csrc/kernels/elementwise.cuh"
 NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
+LOGPROB = "csrc/kernels/linear_logprob.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 DIVERGENCE = "csrc/kernels/divergence.cuh"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
@@ -217,5 +218,33 @@ MUTANTS = [
         "from_f32(x[u].v[j], NAN);",
         "from_f32(x[u].v[j], 0.0f);",
         ["test/test_embedding.py", "-k", "out_of_range"],
+    ),
+    (
+        "logprob_extra_ids_read_after_the_write",
+        LOGPROB,
+        "const float z[1] = {aside[k]};",
+        "float z[1];\n    lp_load<CAPPED>(z, load_vec<T, 1>(X + id), p.map);",
+        ops("linear_logprob"),
+    ),
+    (
+        "logprob_repeated_extra_ids",
+        LOGPROB,
+        "first && i < k; i++) first = extra_ids[i] != id;",
+        "first && i < 0; i++) first = extra_ids[i] != id;",
+        ["test/test_linear_logprob.py", "-k", "repeated"],
+    ),
+    (
+        "logprob_entropy_not_moved",
+        LOGPROB,
+        "s.s = lp_moved(s, c);",
+        "s.s *= ce_ratio(s.m, c);",
+        ops("linear_logprob"),
+    ),
+    (
+        "logprob_other_stream",
+        LOGPROB,
+        "linear_logprob_fwd_block_kernel<T, true><<<grid, threads, 0, stream>>>(p);",
+        "linear_logprob_fwd_block_kernel<T, true><<<grid, threads, 0, 0>>>(p);",
+        gpu("linear_logprob", "current_stream"),
     ),
 ]
