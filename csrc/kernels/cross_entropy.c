@@ -4,46 +4,56 @@
  * Shapes          X dX (n_rows, n_cols), last dim contiguous; loss z_loss accuracy predicted target
  * (n_rows); weight (n_cols)
  * Rounding        everything in `real`; p - 1 is formed before anything is rounded; dX is rounded once
- * Plan            a row passes through a buffer of CE_TILE columns that stays in L1, once for the softmax
- * statistics and once
- *                 more for the gradient; the second reading of the row comes from L2
+ * Plan            a row passes in tiles that stay in L1, once for the softmax statistics and once more for
+ *                 the gradient. Where dX can hold what the first pass computed (dX is `real`, no softcap, a
+ *                 row that L2 holds), that pass leaves the exponentials there, relative to the maximum so
+ *                 far, and the second only scales them; else it computes them anew from the logits in L2
  * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118;
  * online softmax arXiv:1805.02867 */
 #include "primitives.h"
 
-enum { CE_TILE = 2048 };
+enum {
+  CE_TILE = 1024,
+  CE_KEPT = 128 /* tiles of a row whose exponentials may wait in dX for their factor: more leave the L2 */
+};
 
 /* what the forward pass over one row found */
 typedef struct {
   softmax_state softmax;
-  real wz;        /* sum_i w_i (z_i - ref(m)), for label smoothing alone */
-  int64_t argmax; /* the smallest index at a tie */
+  real wz;           /* sum_i w_i (z_i - ref(m)), for label smoothing alone */
+  int64_t argmax;    /* the smallest index at a tie */
+  real max[CE_KEPT]; /* of all columns up to a tile's end, where dX holds the tile's e^(z - max) */
 } row_stats;
 
-/* z[0..n) = logits [c, c + n) of a row, softcapped */
-static void load_logits(const liger_cross_entropy_args *a, int64_t row, int64_t c, int64_t n,
-                        real *restrict z) {
-  load_row(z, a->X, row * a->X_row_stride + c, n, a->x_dtype);
+/* logits [c, c + n) of a row, softcapped: in place, or as `real` in buf */
+static const real *view_logits(const liger_cross_entropy_args *a, int64_t row, int64_t c, int64_t n,
+                               real *restrict buf) {
+  const int64_t offset = row * a->X_row_stride + c;
+  if (a->softcap == 0 && a->x_dtype == LIGER_REAL) return (const real *)a->X + offset;
+  load_row(buf, a->X, offset, n, a->x_dtype);
   if (a->softcap != 0) {
     const real cap = (real)a->softcap, inv = 1 / cap;
-    for (int64_t i = 0; i < n; i++) z[i] = cap * tanh_real(z[i] * inv);
+    for (int64_t i = 0; i < n; i++) buf[i] = cap * tanh_real(buf[i] * inv);
   }
+  return buf;
 }
 
-static row_stats read_row(const liger_cross_entropy_args *a, int64_t row, int want_argmax) {
-  real z[CE_TILE];
-  row_stats s = {softmax_empty, 0, 0};
+/* keep: the exponentials go to dX */
+static void read_row(const liger_cross_entropy_args *a, int64_t row, int want_argmax, int keep,
+                     row_stats *s) {
+  real buf[CE_TILE];
+  s->softmax = softmax_empty;
+  s->wz = 0;
+  s->argmax = 0;
   real w_before = 0; /* the weights of the columns that wz holds */
   for (int64_t c = 0; c < a->n_cols; c += CE_TILE) {
     const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE;
-    load_logits(a, row, c, n, z);
-    const real m_before = s.softmax.m;
-    s.softmax = softmax_push(s.softmax, z, n);
-    const real m = s.softmax.m, ref = softmax_ref(m);
+    const real *const z = view_logits(a, row, c, n, buf), m_before = s->softmax.m;
+    const real m = max_row(m_before, z, n), ref = softmax_ref(m);
     if (want_argmax && m > m_before) {
       int64_t i = 0;
       while (z[i] != m) i++;
-      s.argmax = c + i;
+      s->argmax = c + i;
     }
     if (a->label_smoothing != 0) { /* relative to the maximum, so that logits around 1e4 do not cancel */
       const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
@@ -59,11 +69,16 @@ static row_stats read_row(const liger_cross_entropy_args *a, int64_t row, int wa
         for (int64_t i = 0; i < n; i++) wz += z[i] - ref;
         w_tile = (real)n;
       }
-      s.wz += wz - w_before * (ref - softmax_ref(m_before));
+      s->wz += wz - w_before * (ref - softmax_ref(m_before));
       w_before += w_tile;
     }
+    if (keep) { /* last: dX may be X */
+      s->softmax = softmax_add(s->softmax, z, (real *)a->dX + row * a->dX_row_stride + c, n, m);
+      s->max[c / CE_TILE] = m;
+    } else {
+      s->softmax = softmax_add(s->softmax, z, NULL, n, m);
+    }
   }
-  return s;
 }
 
 static void fill_gradient(const liger_cross_entropy_args *a, int64_t row, real value) {
@@ -84,25 +99,43 @@ static void fill_row(const liger_cross_entropy_args *a, int64_t row, real value)
   if (a->dX) fill_gradient(a, row, value);
 }
 
+/* out_i = k e^(z_i - m), both in dtype t; out may be z */
+LIGER_INLINE void scaled_exp(void *out, const void *z, int64_t n, real k, real m, liger_dtype t) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) store_element(out, i, k * exp_nonpos(load_element(z, i, t) - m), t);
+}
+
 /* dX_i = (p_scale p_i - w_scale w_i) (1 - (z_i/softcap)^2), and column y = dz_y times that factor */
-static void write_gradient(const liger_cross_entropy_args *a, int64_t row, int64_t y, softmax_state s,
-                           real p_scale, real w_scale, real dz_y) {
-  real z[CE_TILE], dz[CE_TILE];
-  const real k = p_scale / s.d, m = s.m;
+static void write_gradient(const liger_cross_entropy_args *a, int64_t row, int64_t y, const row_stats *s,
+                           int kept, real p_scale, real w_scale, real dz_y) {
+  real buf[CE_TILE], dz_buf[CE_TILE];
+  const real k = p_scale / s->softmax.d, m = s->softmax.m, inv = a->softcap == 0 ? 0 : 1 / (real)a->softcap;
+  const int direct = direct_dtype(a->x_dtype) == LIGER_BF16 && a->softcap == 0 && w_scale == 0;
   for (int64_t c = 0; c < a->n_cols; c += CE_TILE) {
-    const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE;
-    load_logits(a, row, c, n, z);
-    for (int64_t i = 0; i < n; i++) dz[i] = k * exp_nonpos(z[i] - m);
+    const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE, offset = row * a->dX_row_stride + c;
+    real *const dz = a->x_dtype == LIGER_REAL ? (real *)a->dX + offset : dz_buf;
+    const real *z = NULL;
+    if (direct) {
+      void *const out = (void *)elements_at(a->dX, offset, LIGER_BF16);
+      scaled_exp(out, elements_at(a->X, row * a->X_row_stride + c, LIGER_BF16), n, k, m, LIGER_BF16);
+      if (y >= c && y < c + n) store_element(out, y - c, dz_y, LIGER_BF16);
+      continue;
+    }
+    if (kept) {
+      const real f = k * exp_real(s->max[c / CE_TILE] - m);
+      for (int64_t i = 0; i < n; i++) dz[i] *= f;
+    } else {
+      z = view_logits(a, row, c, n, buf);
+      scaled_exp(dz, z, n, k, m, LIGER_REAL);
+    }
     if (w_scale != 0) {
       const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
       for (int64_t i = 0; i < n; i++) dz[i] -= w ? w_scale * w[i] : w_scale;
     }
     if (y >= c && y < c + n) dz[y - c] = dz_y;
-    if (a->softcap != 0) {
-      const real inv = 1 / (real)a->softcap;
+    if (a->softcap != 0)
       for (int64_t i = 0; i < n; i++) dz[i] *= 1 - (z[i] * inv) * (z[i] * inv);
-    }
-    store_row(a->dX, row * a->dX_row_stride + c, dz, n, a->x_dtype);
+    if (dz == dz_buf) store_row(a->dX, offset, dz, n, a->x_dtype);
   }
 }
 
@@ -118,10 +151,12 @@ liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int6
       fill_row(a, row, y == a->ignore_index ? 0 : NAN);
       continue;
     }
-    real z_y = 0; /* read before dX, which may lie over X, is written */
-    load_logits(a, row, y, 1, &z_y);
+    real buf = 0;
+    const real z_y = *view_logits(a, row, y, 1, &buf); /* before dX, which may lie over X, is written */
     const real w_y = a->weight ? ((const real *)a->weight)[y] : 1;
-    const row_stats s = read_row(a, row, a->accuracy || a->predicted);
+    const int keep = a->dX && a->x_dtype == LIGER_REAL && a->softcap == 0 && a->n_cols <= CE_KEPT * CE_TILE;
+    row_stats s;
+    read_row(a, row, a->accuracy || a->predicted, keep, &s);
     const int dead = s.softmax.m == -INFINITY &&
                      s.softmax.d == 0; /* nothing but -inf: no probabilities, no gradient */
     const real log_d = log_real(s.softmax.d), ref = softmax_ref(s.softmax.m), lse = s.softmax.m + log_d;
@@ -145,7 +180,7 @@ liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int6
     const real p_y = exp_real(log_p);
     /* p - 1 as one difference, before any factor */
     const real dz_y = scale * (hard * (p_y - 1) + each * (w_sum * p_y - w_y)) + z_grad * p_y;
-    write_gradient(a, row, y, s.softmax, scale * (hard + each * w_sum) + z_grad, scale * each, dz_y);
+    write_gradient(a, row, y, &s, keep, scale * (hard + each * w_sum) + z_grad, scale * each, dz_y);
   }
   return LIGER_OK;
 }

@@ -256,19 +256,20 @@ static inline void block_rows(int64_t b, int64_t n_blocks, int64_t n_rows, int64
 
 /* ---- functions that the compiler can vectorise --------------------------------------------------------- */
 /* e^x = 2^n * e^r with r = x - n ln 2 in [-.347, .347] and a minimax polynomial of degree 6 for e^r;
- * relative error under 1.7 * 2^-24. exp_reduce: e^r, and n + magic's bits in *n_bits, for |x| < 2^22 ln 2 */
+ * relative error under 1.7 * 2^-24. exp_reduce: `factor` (a power of two) times e^r, and n + magic's bits in
+ * *n_bits, for |x| < 2^22 ln 2 */
 #define EXP_MAGIC 0x1.8p23f /* adding it rounds to an integer in the low mantissa bits */
-static inline float exp_reduce(float x, uint32_t *n_bits) {
-  const float k = x * 0x1.715476p0f + EXP_MAGIC, n = k - EXP_MAGIC;
+static inline float exp_reduce(float x, float magic, float factor, uint32_t *n_bits) {
+  const float k = x * 0x1.715476p0f + magic, n = k - magic;
   const float r = (x - n * 0x1.62e400p-1f) - n * 0x1.7f7d1cp-20f;
-  float p = 0x1.6a2434p-10f;
-  p = p * r + 0x1.1239e0p-7f;
-  p = p * r + 0x1.5558f2p-5f;
-  p = p * r + 0x1.555492p-3f;
-  p = p * r + 0x1.fffffcp-2f;
-  p = p * r + 1.0f;
+  float p = factor * 0x1.6a2434p-10f;
+  p = p * r + factor * 0x1.1239e0p-7f;
+  p = p * r + factor * 0x1.5558f2p-5f;
+  p = p * r + factor * 0x1.555492p-3f;
+  p = p * r + factor * 0x1.fffffcp-2f;
+  p = p * r + factor;
   *n_bits = bits_of_f32(k);
-  return p * r + 1.0f;
+  return p * r + factor;
 }
 /* x, or what has its sign and the size `most`, if that is less; so does a NaN. On integers, which have a
  * minimum that the compiler does not turn into branches (it may not for floats, whose minimum of a NaN is
@@ -280,13 +281,13 @@ static inline float clamp_f32(float x, float most) {
 /* for x in [-87, 88], where the result is a normal number; a NaN gives anything */
 static inline float exp_normal_f32(float x) {
   uint32_t n;
-  const float p = exp_reduce(x, &n);
+  const float p = exp_reduce(x, EXP_MAGIC, 1, &n);
   return f32_of_bits(bits_of_f32(p) + (n << 23)); /* into p's exponent; the shift drops the magic */
 }
 /* for any x: 0 below -87.3 (no denormals), inf above 88.7 */
 static inline float exp_f32(float x) {
   uint32_t n_bits;
-  const float p = exp_reduce(clamp_f32(x, 88.72f), &n_bits);
+  const float p = exp_reduce(clamp_f32(x, 88.72f), EXP_MAGIC, 1, &n_bits);
   /* 2^n in two factors, so that n = 128 does not overflow before p < 1 is applied */
   const int32_t n = (int32_t)(n_bits - bits_of_f32(EXP_MAGIC)), h = n >> 1;
   const float y = p * f32_of_bits((uint32_t)(h + 127) << 23) * f32_of_bits((uint32_t)(n - h + 127) << 23);
@@ -295,14 +296,14 @@ static inline float exp_f32(float x) {
 static inline real exp_real(real x) {
   return sizeof(real) == 4 ? (real)exp_f32((float)x) : (real)exp((double)x);
 }
-/* e^x for x <= 0, the exponent of every softmax: no overflow to guard, so half the work; 0 below -87 (no
- * denormals); a NaN stays */
+/* e^x for x <= 0, the exponent of every softmax: half the work of the above; 0 below -87 (no denormals); a
+ * NaN stays. The magic carries an exponent's bias, so that its integer, shifted into place, is 2^(n-1), and 0
+ * at n = -126, where x is held. */
 static inline float exp_nonpos_f32(float x) {
-  uint32_t n;
-  const float p = exp_reduce(-87.0f > x ? -87.0f : x,
-                             &n); /* in this order a NaN stays, and the product keeps it */
-  const float y = p * f32_of_bits((n << 23) + 0x3f800000u);
-  return x < -87.0f ? 0.0f : y;
+  uint32_t n_bits;
+  const float held = -87.4f > x ? -87.4f : x; /* in this order a NaN stays, and the product keeps it */
+  const float p = exp_reduce(held, EXP_MAGIC + 126, 2, &n_bits);
+  return p * f32_of_bits(n_bits << 23);
 }
 static inline real exp_nonpos(real x) {
   return sizeof(real) == 4 ? (real)exp_nonpos_f32((float)x) : (real)exp((double)x);
@@ -358,16 +359,33 @@ static inline softmax_state softmax_merge(softmax_state a, softmax_state b) {
   const softmax_state s = {m, a.d * exp_real(a.m - ref) + b.d * exp_real(b.m - ref)};
   return s;
 }
-/* s with the n elements of z (a tile that stays in cache: it is read twice) */
-static inline softmax_state softmax_push(softmax_state s, const real *restrict z, int64_t n) {
-  real m = s.m, d = 0;
+/* the largest of m and z[0..n); a NaN loses. Four chains, or each maximum would wait for the last. */
+static inline real max_row(real m, const real *z, int64_t n) {
 #pragma omp simd reduction(max : m)
-  for (int64_t i = 0; i < n; i++) m = z[i] > m ? z[i] : m; /* a NaN loses here and is found by the sum */
+  for (int64_t i = 0; i < n; i++) m = z[i] > m ? z[i] : m;
+  return m;
+}
+/* s with the n elements of z, m = max_row(s.m, z, n). e, which may be z, or NULL: their e^(z - ref(m)) */
+LIGER_INLINE softmax_state softmax_add(softmax_state s, const real *z, real *e, int64_t n, real m) {
   const real ref = softmax_ref(m);
+  real d = 0;
+  if (e) {
 #pragma omp simd reduction(+ : d)
-  for (int64_t i = 0; i < n; i++) d += exp_nonpos(z[i] - ref);
+    for (int64_t i = 0; i < n; i++) {
+      const real v = exp_nonpos(z[i] - ref);
+      e[i] = v;
+      d += v;
+    }
+  } else {
+#pragma omp simd reduction(+ : d)
+    for (int64_t i = 0; i < n; i++) d += exp_nonpos(z[i] - ref);
+  }
   const softmax_state t = {m, s.d * exp_real(s.m - ref) + d};
   return t;
+}
+/* s with the n elements of z (a tile that stays in cache: it is read twice) */
+static inline softmax_state softmax_push(softmax_state s, const real *z, int64_t n) {
+  return softmax_add(s, z, NULL, n, max_row(s.m, z, n));
 }
 static inline real log_real(real x) { return (real)log((double)x); }
 static inline real softmax_lse(softmax_state s) { return s.m + log_real(s.d); }

@@ -55,10 +55,11 @@ def cross_entropy_ref(
 
 
 def mask_columns(x, masked):
-    """x with its last `masked` columns -inf, as padded or forbidden vocabulary has them."""
+    """x with its last `masked` columns -inf (masked < 0: the first), as forbidden vocabulary has them."""
     if not masked:
         return x
-    return x.masked_fill(torch.arange(x.shape[1], device=x.device) >= x.shape[1] - masked, -torch.inf)
+    column = torch.arange(x.shape[1], device=x.device)
+    return x.masked_fill(column >= x.shape[1] - masked if masked > 0 else column < -masked, -torch.inf)
 
 
 def only_wanted(outputs):
@@ -66,7 +67,7 @@ def only_wanted(outputs):
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def _sample(n, v, weight=False, ignored=0.0, scale=1.0, mean=0.0, labels=None, **options):
+def _sample(n, v, weight=False, ignored=0.0, scale=1.0, mean=0.0, labels=None, first=0, **options):
     name = f"{n}x{v}" + "".join(f"-{k}_{o}" for k, o in options.items())
     name += (
         ("-weight" if weight else "")
@@ -77,7 +78,7 @@ def _sample(n, v, weight=False, ignored=0.0, scale=1.0, mean=0.0, labels=None, *
         name + (f"-mean_{mean}" if mean else ""),
         {
             "_input": T((n, v), scale=scale, mean=mean),
-            "target": T((n,), "index", grad=False, high=labels or v, ignored=ignored),
+            "target": T((n,), "index", grad=False, low=first, high=labels or v, ignored=ignored),
             "weight": T((v,), "fp32", grad=False, positive=True) if weight else None,
             **options,
         },
@@ -132,6 +133,7 @@ SPEC_FIELDS = dict(
         _sample(9, 4099, mean=1e4, label_smoothing=0.1),  # only differences to the maximum carry information
         _sample(6, 100, labels=97, masked=3),
         _sample(6, 4100, labels=2000, masked=2100, reduction="none", **_all),  # whole tiles of -inf
+        _sample(6, 4100, first=2100, mean=-200.0, masked=-2100, reduction="none", **_all),
     ),
     options=(
         (_base, _base.with_args("weight", weight=T((45,), "fp32", grad=False, positive=True))),

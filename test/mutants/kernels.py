@@ -137,8 +137,8 @@ MUTANTS = [
     (
         "ce_softcap_unscaled",
         CE,
-        "z[i] = cap * tanh_real(z[i] * inv);",
-        "z[i] = tanh_real(z[i] * inv);",
+        "buf[i] = cap * tanh_real(buf[i] * inv);",
+        "buf[i] = tanh_real(buf[i] * inv);",
         ops("cross_entropy", NUMBERS),
     ),
     (
@@ -151,8 +151,15 @@ MUTANTS = [
     (
         "ce_wrong_identity",
         CE,
-        "row_stats s = {softmax_empty, 0, 0};",
-        "row_stats s = {{0, 0}, 0, 0};",
+        "s->softmax = softmax_empty;",
+        "s->softmax = (softmax_state){0, 0};",
+        ops("cross_entropy", NUMBERS),
+    ),
+    (
+        "ce_kept_exponentials_of_a_tile",  # relative to the maximum of their time, not of the row
+        CE,
+        "k * exp_real(s->max[c / CE_TILE] - m)",
+        "k",
         ops("cross_entropy", NUMBERS),
     ),
     (
