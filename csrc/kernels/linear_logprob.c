@@ -95,7 +95,7 @@ static void fill_outputs(const liger_linear_logprob_fwd_args *a, int64_t row, re
 /* z_id - lse, read again: a single element */
 static real logprob_of(const liger_linear_logprob_fwd_args *a, int64_t row, int64_t id, logit_map map,
                        softmax_state s, real log_d) {
-  real z;
+  real z = 0;
   load_logits(&z, a->X, row * a->X_row_stride + id, 1, map, a->x_dtype);
   return s.d == 0 || z == -INFINITY ? -INFINITY : (z - s.m) - log_d;
 }
