@@ -35,12 +35,18 @@ def layer_norm(X, W, B, eps):
     return F.layer_norm(X, X.shape[-1:], W, B, eps)
 
 
+def group_norm(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps):
+    return F.group_norm(X, num_groups, affine_scaling_weight, affine_shifting_bias, eps)
+
+
+_GROUP_NORM = {"affine_scaling_weight", "affine_shifting_bias", "num_channels", "num_groups"}
 _PLAIN = {
     "cross_entropy": (cross_entropy, {"_input", "target"}),
     "fused_linear_cross_entropy": (fused_linear_cross_entropy, {"_input", "weight", "target"}),
     "jsd": (jsd, {"_input", "target"}),
     "kl_div": (kl_div, {"y_pred", "y_true"}),
     "tvd": (tvd, {"p", "q"}),
+    "group_norm": (group_norm, {"X", "eps"} | _GROUP_NORM),
     "layer_norm": (layer_norm, {"X", "W", "B", "eps"}),
 }
 

@@ -57,4 +57,43 @@ LIGER_API liger_status liger_fused_add_rms_norm_fwd_cuda(const liger_norm_fwd_ar
 LIGER_API int64_t liger_fused_add_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols,
                                                            liger_dtype x_dtype);
 LIGER_API liger_status liger_fused_add_rms_norm_bwd_cuda(const liger_norm_bwd_args *a, void *stream);
+
+/* ---- group_norm -----------------------------------------------------------------------------------------------
+ * A group is n_channels / n_groups channels of one batch entry; with xhat = (X - mean) rstd per group:
+ *   Y  = xhat W + bias,   m = dY W,   dX = rstd (m - mean_group(m) - xhat mean_group(m xhat))
+ *   dW = sum over batch and inner of dY xhat,   dbias = the same of dY
+ * X Y dX dY are (n_batch, n_channels, n_inner), contiguous; W bias dW dbias (n_channels); mean rstd (n_batch,
+ * n_groups), real. */
+typedef struct {
+  void *Y, *mean, *rstd;
+  void *slice_stats;        /* GPU with n_slices > 1: 3 * n_batch * n_groups * n_slices fp32 */
+  const void *X, *W, *bias; /* W NULL: 1; bias NULL: 0 */
+  int64_t n_batch, n_channels, n_inner, n_groups;
+  int64_t n_slices; /* from liger_group_norm_fwd_slices_cuda; 1 on the CPU */
+  double eps;
+  liger_dtype x_dtype, w_dtype, bias_dtype;
+} liger_group_norm_fwd_args;
+
+typedef struct {
+  void *dX, *dW, *dbias; /* dW, dbias NULL: not wanted */
+  void *dW_partial,
+      *dbias_partial; /* (n_slices, n_batch, n_channels), real: always needed, dX is made of them */
+  const void *dY, *X, *W, *mean, *rstd;
+  int64_t n_batch, n_channels, n_inner, n_groups;
+  int64_t n_slices; /* from liger_group_norm_bwd_slices_cuda; 1 on the CPU */
+  liger_dtype x_dtype, w_dtype, bias_dtype;
+} liger_group_norm_bwd_args;
+
+/* CPU ranges: groups of all batch entries, in _params channels */
+LIGER_API liger_status liger_group_norm_fwd_cpu(const liger_group_norm_fwd_args *a, int64_t group_begin,
+                                                int64_t group_end);
+LIGER_API liger_status liger_group_norm_bwd_cpu(const liger_group_norm_bwd_args *a, int64_t group_begin,
+                                                int64_t group_end);
+LIGER_API liger_status liger_group_norm_params_cpu(const liger_group_norm_bwd_args *a, int64_t channel_begin,
+                                                   int64_t channel_end);
+/* of a group's elements; of a channel's */
+LIGER_API int64_t liger_group_norm_fwd_slices_cuda(int64_t group_size);
+LIGER_API int64_t liger_group_norm_bwd_slices_cuda(int64_t n_inner);
+LIGER_API liger_status liger_group_norm_fwd_cuda(const liger_group_norm_fwd_args *a, void *stream);
+LIGER_API liger_status liger_group_norm_bwd_cuda(const liger_group_norm_bwd_args *a, void *stream);
 #endif

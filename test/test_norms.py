@@ -9,6 +9,7 @@ import torch
 from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
 from liger_kernel.transformers.functional import liger_fused_add_rms_norm, liger_layer_norm, liger_rms_norm
 from liger_kernel.transformers.fused_add_rms_norm import LigerFusedAddRMSNorm
+from liger_kernel.transformers.group_norm import LigerGroupNorm
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -101,3 +102,23 @@ def test_layer_norm_module_has_one_implementation():
 def test_layer_norm_wrong_width_names_it(device):
     with pytest.raises(RuntimeError, match=r"weight has shape \(8,\), expected \(9,\)"):
         LigerLayerNorm(8).to(device)(torch.randn(3, 9, device=device))
+
+
+# ---- group_norm --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(2, 12, 7), (2, 12, 3, 5), (1, 12, 2, 3, 4)], ids=str)
+def test_group_norm_module_stands_in_for_torchs(shape, device):
+    ours, theirs = LigerGroupNorm(12, 4, eps=1e-5).to(device), torch.nn.GroupNorm(4, 12, eps=1e-5).to(device)
+    with torch.no_grad():
+        theirs.weight.normal_(), theirs.bias.normal_()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape, device=device)
+    torch.testing.assert_close(ours(x), theirs(x))
+    for other in same_module(ours):
+        assert torch.equal(other(x), ours(x))
+
+
+def test_group_norm_module_errors(device):
+    with pytest.raises(ValueError, match="num_groups is 5, expected a divisor of num_channels, 12"):
+        LigerGroupNorm(12, 5)
+    with pytest.raises(ValueError, match=r"X has 8 channels \(dimension 1\), expected num_channels, 12"):
+        LigerGroupNorm(12, 4).to(device)(torch.randn(2, 8, 3, device=device))

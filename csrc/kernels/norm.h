@@ -47,6 +47,11 @@ LIGER_INLINE norm_stats norm_tile_stats(const void *X, int64_t n, int centred, i
   const norm_stats s = {mean, rest, squares - (real)n * rest * rest, n};
   return s;
 }
+/* of n elements as view_row gave them, of a tensor of dtype t */
+LIGER_INLINE norm_stats norm_view_stats(const void *view, int64_t n, int centred, liger_dtype t) {
+  return direct_dtype(t) == LIGER_BF16 ? norm_tile_stats(view, n, centred, 0, LIGER_BF16)
+                                       : norm_tile_stats(view, n, centred, t == LIGER_REAL, LIGER_REAL);
+}
 LIGER_INLINE norm_stats norm_merge(norm_stats a, norm_stats b, int centred) {
   if (a.n == 0) return b;
   const real n = (real)(a.n + b.n), share = (real)b.n / n;
@@ -125,11 +130,7 @@ LIGER_INLINE liger_status norm_fwd(const liger_norm_fwd_args *a, int64_t row_beg
       const int64_t n = n_cols - c < LIGER_TILE ? n_cols - c : LIGER_TILE, X_at = row * a->X_row_stride + c;
       X = add ? norm_add_tile(a->S, row * n_cols + c, a->X, X_at, a->R, row * a->R_row_stride + c, x, n, t)
               : view_row(x, a->X, X_at, n, t);
-      s = norm_merge(s,
-                     direct_dtype(t) == LIGER_BF16
-                         ? norm_tile_stats(X, n, centred, 0, LIGER_BF16)
-                         : norm_tile_stats(X, n, centred, t == LIGER_REAL, LIGER_REAL),
-                     centred);
+      s = norm_merge(s, norm_view_stats(X, n, centred, t), centred);
     }
     const real rstd = 1 / (real)sqrt((double)(s.sum_squares / (real)n_cols + (real)a->eps));
     ((real *)a->rstd)[row] = rstd;

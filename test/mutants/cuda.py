@@ -13,6 +13,7 @@ RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kerne
 MAP = "csrc/kernels/elementwise.cuh"
 NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 LOGPROB = "csrc/kernels/linear_logprob.cu"
+GROUP = "csrc/kernels/group_norm.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 DIVERGENCE = "csrc/kernels/divergence.cuh"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
@@ -73,6 +74,20 @@ MUTANTS = [
         "  if (ADD) X = (const T *)a.S + row * a.n_cols;\n",
         "",
         ops("fused_add_rms_norm"),
+    ),
+    (
+        "group_norm_slices_merged_without_distance",
+        GROUP,
+        "squares[0] += fmaf((float)run_slice(size, n_slices, i).n * d, d, s[2]);",
+        "squares[0] += fmaf(0.0f * d, d, s[2]);",
+        ops("group_norm"),
+    ),
+    (
+        "group_norm_channel_of_the_slice",
+        GROUP,
+        "if (from_channel < n_inner) return channel;",
+        "if (from_channel >= 0) return channel;",
+        ops("group_norm"),
     ),
     ("rope_backward_unturned", ROPE, "a.backward ? -1.0f : 1.0f", "1.0f", ops("rope")),
     (

@@ -6,7 +6,7 @@ def ops(op, what):
 
 
 NUMBERS = "test_within_eagers_error"
-NORM = "csrc/kernels/norm.h"
+NORM, GROUP = "csrc/kernels/norm.h", "csrc/kernels/group_norm.c"
 
 MUTANTS = [
     (
@@ -50,5 +50,26 @@ MUTANTS = [
         "  load_row(x, S, S_at, n, t);\n",
         "",
         ["test/test_norms.py", "-k", "normalises_the_stored_sum"],
+    ),
+    (
+        "group_norm_weight_of_first_group",
+        GROUP,
+        "const int64_t channel = group % a->n_groups * channels + k;",
+        "const int64_t channel = 0 * (group % a->n_groups) * channels + k;",
+        ops("group_norm", NUMBERS),
+    ),
+    (
+        "group_norm_mean_without_weight",
+        GROUP,
+        "of_group.m += w * s.m;",
+        "of_group.m += s.m;",
+        ops("group_norm", NUMBERS),
+    ),
+    (
+        "group_norm_channels_unchecked",
+        "liger_kernel/ops/group_norm.py",
+        "if X.dim() > 1 and X.shape[1] != num_channels:",
+        "if X.dim() > 1 and X.shape[1] < num_channels:",
+        ops("group_norm", "error_names"),
     ),
 ]
