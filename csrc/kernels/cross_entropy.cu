@@ -6,7 +6,7 @@
  * Floor           forward N*s bytes, with gradient 2*N*s    (N = n_rows*n_cols)
  * Plan            a block per row: statistics with 4 vectors of 16 bytes per thread in flight, then the
  * row again, mostly from L2,
- *                 for the gradient. On Hopper a row stays in the shared memory of a cluster instead:
+ *                 for the gradient. On Hopper a row stays in shared memory instead:
  *                 cross_entropy_sm90.cu. Rows whose start is not aligned (an odd vocabulary) begin and end
  *                 with single elements
  * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118;
@@ -85,21 +85,30 @@ __global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_p
   /* backwards through the row: what was read last is the likeliest to be in cache still */
   const int64_t turns = (cut.n_vecs + step - 1) / step;
   for (int64_t turn = turns; turn > 0; turn -= U) {
-    vec<T, N> x[U];
+    vec<T, N> x[U], dx[U];
+    const int64_t first = (turn - U) * step + tid; /* vectors below 0 belong to nobody */
 #pragma unroll
     for (int u = 0; u < U; u++) {
-      const int64_t v = (turn - 1 - u) * step + tid;
+      const int64_t v = first + u * step;
       if (v >= 0 && v < cut.n_vecs) x[u] = load_vec_stream<T, N>(X + cut.head + v * N);
     }
+    ce_dx<FULL>(dx, p, g, x, cut.head + first * N, step * N);
 #pragma unroll
     for (int u = 0; u < U; u++) {
-      const int64_t v = (turn - 1 - u) * step + tid, col = cut.head + v * N;
-      if (v >= 0 && v < cut.n_vecs) store_vec_stream<T, N>(dX + col, ce_dx<FULL>(p, g, t, x[u], col));
+      const int64_t v = first + u * step;
+      if (v >= 0 && v < cut.n_vecs) store_vec_stream<T, N>(dX + cut.head + v * N, dx[u]);
     }
   }
-  if (tid < cut.head) dX[tid] = ce_dx<FULL>(p, g, t, load_vec<T, 1>(X + tid), tid).v[0];
-  if (tid < cut.tail)
-    dX[tail_col + tid] = ce_dx<FULL>(p, g, t, load_vec<T, 1>(X + tail_col + tid), tail_col + tid).v[0];
+  const auto single = [&](int64_t col) {
+    const vec<T, 1> x[1] = {load_vec<T, 1>(X + col)};
+    vec<T, 1> dx[1];
+    ce_dx<FULL>(dx, p, g, x, col, 0);
+    dX[col] = dx[0].v[0];
+  };
+  if (tid < cut.head) single(tid);
+  if (tid < cut.tail) single(tail_col + tid);
+  __syncthreads();
+  if (tid == 0) from_f32(dX[t.y], g.dz_y);
 }
 
 /* Threads of a block: enough for 4 vectors each, so that narrow rows leave room for other rows on the
@@ -203,8 +212,8 @@ extern "C" liger_status liger_cross_entropy_cuda(const liger_cross_entropy_args 
                        (float)a->softcap,
                        a->token_scaling != 0};
   liger_status status = LIGER_OK;
-  if (liger_internal_cross_entropy_cluster(p, a->x_dtype, stream, &status)) return status;
-  const bool full = a->label_smoothing != 0 || a->softcap != 0 || a->accuracy || a->predicted;
+  if (liger_internal_cross_entropy_ring(p, a->x_dtype, stream, &status)) return status;
+  const bool full = ce_is_full(p);
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     /* both start at the same distance from a 16-byte boundary, in every row */
     const bool alike = !a->dX || (((uintptr_t)a->X - (uintptr_t)a->dX) % 16 == 0 &&

@@ -17,10 +17,15 @@ struct ce_params {
   bool token_scaling;
 };
 
-/* Launches the path that keeps a row in the shared memory of a cluster. False: this device, build, width or alignment is not
- * its; nothing was launched. */
-bool liger_internal_cross_entropy_cluster(const ce_params &p, liger_dtype x_dtype, gpu_stream stream,
-                                          liger_status *status);
+/* Whether the kernels need the code for label smoothing, softcap and argmax, which costs registers and time. */
+static inline bool ce_is_full(const ce_params &p) {
+  return p.smoothing != 0.0f || p.softcap != 0.0f || p.accuracy || p.predicted;
+}
+
+/* Launches the path that keeps a row in shared memory. False: this device, build, width or alignment is not its; nothing was
+ * launched. */
+bool liger_internal_cross_entropy_ring(const ce_params &p, liger_dtype x_dtype, gpu_stream stream,
+                                       liger_status *status);
 
 namespace {
 constexpr float LOG2E = 1.4426950408889634f;
@@ -65,15 +70,20 @@ __device__ __forceinline__ float ce_ratio(float a, float b) {
 __device__ __forceinline__ float ce_log_unit(float m) {
   return ce_base2(m) ? -0.6931471805599453f * fmaf(m, LOG2E, -ce_unit(m)) : 0.0f;
 }
-/* e[j] = e^z[j] in units of m */
-template <int N> __device__ __forceinline__ void ce_exp(float (&e)[N], const float (&z)[N], float m) {
+/* e = e^z in units of m, for U vectors at once: one branch, which the exponentials of all of them share */
+template <int U, int N>
+__device__ __forceinline__ void ce_exp(float (&e)[U][N], const float (&z)[U][N], float m) {
   if (ce_base2(m)) {
     const float unit = ce_unit(m);
 #pragma unroll
-    for (int j = 0; j < N; j++) e[j] = gpu_exp2(fmaf(z[j], LOG2E, -unit));
+    for (int u = 0; u < U; u++)
+#pragma unroll
+      for (int j = 0; j < N; j++) e[u][j] = gpu_exp2(fmaf(z[u][j], LOG2E, -unit));
   } else {
 #pragma unroll
-    for (int j = 0; j < N; j++) e[j] = gpu_exp2((z[j] - m) * LOG2E);
+    for (int u = 0; u < U; u++)
+#pragma unroll
+      for (int j = 0; j < N; j++) e[u][j] = gpu_exp2((z[u][j] - m) * LOG2E);
   }
 }
 
@@ -133,6 +143,13 @@ __device__ __forceinline__ void ce_logits(float (&z)[N], const vec<T, N> &x, con
   }
 }
 
+/* dz/dX, z after the softcap */
+__device__ __forceinline__ float ce_slope(const ce_params &p, float z) {
+  if (p.softcap == 0.0f) return 1.0f;
+  const float r = z / p.softcap;
+  return 1.0f - r * r;
+}
+
 /* s with U vectors of N logits; vector u begins at column col + u * step. */
 template <int U, int N>
 __device__ __forceinline__ float ce_rescale(ce_plain &s, const float (&)[U][N], float c, int64_t, int64_t) {
@@ -166,24 +183,29 @@ __device__ __forceinline__ void ce_add_weighted(ce_full &s, const ce_params &p, 
 template <class State, int U, int N>
 __device__ __forceinline__ void ce_push(State &s, const ce_params &p, const float (&z)[U][N], int64_t col,
                                         int64_t step) {
-  float c = z[0][0];
-#pragma unroll
-  for (int u = 0; u < U; u++)
-#pragma unroll
-    for (int j = 0; j < N; j++) c = fmaxf(c, z[u][j]); /* a NaN loses here and is found by the sum */
-  const float m = ce_rescale(s, z, c, col, step);
-  float d = 0.0f;
+  float c[U], d[U]; /* a chain for each vector: one of all would wait for itself */
 #pragma unroll
   for (int u = 0; u < U; u++) {
-    float e[N];
-    ce_exp(e, z[u], m);
+    c[u] = z[u][0];
+#pragma unroll
+    for (int j = 1; j < N; j++) c[u] = fmaxf(c[u], z[u][j]); /* a NaN loses here and is found by the sum */
+  }
+#pragma unroll
+  for (int u = 1; u < U; u++) c[0] = fmaxf(c[0], c[u]);
+  float e[U][N];
+  ce_exp(e, z, ce_rescale(s, z, c[0], col, step));
+#pragma unroll
+  for (int u = 0; u < U; u++) {
+    d[u] = 0.0f;
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      d += e[j];
+      d[u] += e[u][j];
       ce_add_weighted(s, p, z[u][j], col + u * step + j);
     }
   }
-  s.d += d;
+#pragma unroll
+  for (int u = 1; u < U; u++) d[0] += d[u];
+  s.d += d[0];
 }
 
 /* ---- what follows from the statistics of a row ------------------------------------------------------------------------------ */
@@ -216,7 +238,7 @@ __device__ __forceinline__ ce_target ce_load_target(const ce_params &p, int64_t 
 struct ce_gradient {
   float k, m;    /* k times e^z in units of m is the gradient through p */
   float w_scale; /* label smoothing's part of every column */
-  float dz_y;    /* the target's column */
+  float dz_y;    /* the target's column, whole: its thread stores it over what ce_dx made of it */
 };
 __device__ __forceinline__ float ce_wz(const ce_plain &) { return 0.0f; }
 __device__ __forceinline__ float ce_wz(const ce_full &s) { return s.wz; }
@@ -257,32 +279,33 @@ __device__ __forceinline__ ce_gradient ce_finish(const ce_params &p, int64_t row
   g.w_scale = c * each;
   g.dz_y = c * (hard * (p_y - 1.0f) + each * (w_sum * p_y - t.w)) +
            z_grad * p_y; /* p - 1 as one difference, before any factor */
+  g.dz_y *= ce_slope(p, t.z);
   return g;
 }
 
-/* the gradient of N neighbouring columns */
-template <bool FULL, typename T, int N>
-__device__ __forceinline__ vec<T, N> ce_dx(const ce_params &p, const ce_gradient &g, const ce_target &t,
-                                           const vec<T, N> &x, int64_t col) {
-  float z[N], dz[N];
-  ce_logits<FULL>(z, x, p);
+/* out = the gradient of U vectors of N columns, the target's left as if it were another's; vector u begins at
+ * column col + u * step. */
+template <bool FULL, typename T, int U, int N>
+__device__ __forceinline__ void ce_dx(vec<T, N> (&out)[U], const ce_params &p, const ce_gradient &g,
+                                      const vec<T, N> (&x)[U], int64_t col, int64_t step) {
+  float z[U][N], dz[U][N];
+#pragma unroll
+  for (int u = 0; u < U; u++) ce_logits<FULL>(z[u], x[u], p);
   ce_exp(dz, z, g.m);
 #pragma unroll
-  for (int j = 0; j < N; j++) dz[j] *= g.k;
-  if (FULL && g.w_scale != 0.0f) {
+  for (int u = 0; u < U; u++) {
 #pragma unroll
-    for (int j = 0; j < N; j++) dz[j] -= p.weight ? g.w_scale * p.weight[col + j] : g.w_scale;
-  }
-  if ((uint64_t)(t.y - col) < (uint64_t)N) {
+    for (int j = 0; j < N; j++) dz[u][j] *= g.k;
+    if (FULL && g.w_scale != 0.0f) {
 #pragma unroll
-    for (int j = 0; j < N; j++) dz[j] = col + j == t.y ? g.dz_y : dz[j];
-  }
-  if (FULL && p.softcap != 0.0f) {
-    const float inv = 1.0f / p.softcap;
+      for (int j = 0; j < N; j++) dz[u][j] -= p.weight ? g.w_scale * p.weight[col + u * step + j] : g.w_scale;
+    }
+    if (FULL && p.softcap != 0.0f) {
 #pragma unroll
-    for (int j = 0; j < N; j++) dz[j] *= 1.0f - (z[j] * inv) * (z[j] * inv);
+      for (int j = 0; j < N; j++) dz[u][j] *= ce_slope(p, z[u][j]);
+    }
+    out[u] = pack<T, N>(dz[u]);
   }
-  return pack<T, N>(dz);
 }
 
 /* the outputs of a row that has no loss of its own: 0 if it is ignored, NaN if its label is out of range. One thread. */

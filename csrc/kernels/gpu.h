@@ -84,6 +84,16 @@ template <typename T> static __device__ __forceinline__ T gpu_shfl_xor(T v, int 
 #endif
 }
 
+/* A barrier of one group of `threads` neighbouring threads of the block, at most 15 groups of whole warps. Where
+ * there are no such barriers, the whole block's: all groups call equally often. */
+static __device__ __forceinline__ void gpu_group_sync(int group, int threads) {
+#if LIGER_HIP
+  __syncthreads();
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+#endif
+}
+
 /* 2^x by the special-function unit, within 2 ulp; results below 2^-126 are 0 */
 static __device__ __forceinline__ float gpu_exp2(float x) {
 #if LIGER_HIP

@@ -183,49 +183,59 @@ template <class Op> static __device__ __forceinline__ float warp_reduce(float v,
   return v;
 }
 
-/* Over a block whose number of warps is a power of two, in a fixed order. All threads call; all hold the
- * result. `scratch` is shared memory for BLOCK_SCRATCH floats. Calls that alternate between two scratch
- * arrays need no barrier in between; one that reuses its own array needs one. */
+/* Over groups of `threads` neighbouring threads, a power of two that divides the block, in a fixed order. All
+ * threads of the block call, as often as each other; all hold the result of their group. `scratch` is shared
+ * memory for BLOCK_SCRATCH floats. Calls that alternate between two scratch arrays need no barrier in between;
+ * one that reuses its own array needs one. */
 #define BLOCK_SCRATCH (1024 / GPU_MIN_LANES)
-template <class Op> static __device__ __forceinline__ float block_reduce(float v, float *scratch) {
+/* GROUPS false: a group of more than a warp is the whole block, which then takes no barriers of its own. */
+template <class Op, bool GROUPS>
+static __device__ __forceinline__ float group_reduce(float v, int threads, float *scratch) {
+  if (threads <= GPU_LANES) return warp_reduce<Op>(v, threads);
   v = warp_reduce<Op>(v, GPU_LANES);
-  const int n_warps = ((int)blockDim.x + GPU_LANES - 1) / GPU_LANES;
-  if (n_warps == 1) return v;
-  if (threadIdx.x % GPU_LANES == 0) scratch[threadIdx.x / GPU_LANES] = v;
-  __syncthreads();
-  return warp_reduce<Op>(scratch[threadIdx.x & (n_warps - 1)],
-                         n_warps); /* every group of n_warps lanes adds all of them */
+  const int n_warps = threads / GPU_LANES, warp = (int)threadIdx.x / GPU_LANES;
+  if (threadIdx.x % GPU_LANES == 0) scratch[warp] = v;
+  if (GROUPS && threads < (int)blockDim.x) gpu_group_sync((int)threadIdx.x / threads, threads);
+  else __syncthreads();
+  /* every n_warps lanes add all of the group's */
+  return warp_reduce<Op>(scratch[(warp & ~(n_warps - 1)) + (threadIdx.x & (n_warps - 1))], n_warps);
+}
+/* Over the block, whose number of threads is a power of two, or at most one warp. */
+template <class Op> static __device__ __forceinline__ float block_reduce(float v, float *scratch) {
+  return group_reduce<Op, false>(v, blockDim.x <= GPU_LANES ? GPU_LANES : (int)blockDim.x, scratch);
 }
 
 /* ---- column sums --------------------------------------------------------------------------------------- */
-/* dst[c] = sum over blocks of partial[b][c], the second stage of a weight gradient. Each of
- * COLUMN_SUM_SLICES groups of threads adds a fixed slice of the blocks in order, then the slices are added
- * in order: the same bits every run. */
-#define COLUMN_SUM_COLS 32
-#define COLUMN_SUM_SLICES 16
+/* dst[c] = sum over blocks of partial[b][c], the second stage of a weight gradient. Each of COLUMN_SUM_SLICES
+ * groups of threads adds a fixed slice of the blocks in order, then the slices are added as a tree: the same
+ * bits every run. Few columns to a block, so that even one narrow row of sums keeps many multiprocessors
+ * waiting for memory side by side. */
+#define COLUMN_SUM_COLS 16
+#define COLUMN_SUM_SLICES 32
 namespace {
-__global__ void column_sum_kernel(void *dst, const float *partial, int64_t n_blocks, int64_t n_cols,
-                                  liger_dtype t) {
-  __shared__ float slice_sum[COLUMN_SUM_SLICES][COLUMN_SUM_COLS];
-  const int64_t col = (int64_t)blockIdx.x * COLUMN_SUM_COLS + threadIdx.x;
-  const int slice = threadIdx.y;
+__global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES)
+    column_sum_kernel(void *dst, const float *partial, int64_t n_blocks, int64_t n_cols, liger_dtype t) {
+  __shared__ float slice_sum[COLUMN_SUM_SLICES][COLUMN_SUM_COLS + 1];
+  const int col = (int)threadIdx.x % COLUMN_SUM_COLS, slice = (int)threadIdx.x / COLUMN_SUM_COLS;
+  const int64_t first = (int64_t)blockIdx.x * COLUMN_SUM_COLS;
   const int64_t b0 = n_blocks * slice / COLUMN_SUM_SLICES, b1 = n_blocks * (slice + 1) / COLUMN_SUM_SLICES;
   float s = 0.0f;
-  if (col < n_cols)
-    for (int64_t b = b0; b < b1; b++) s += partial[b * n_cols + col];
-  slice_sum[slice][threadIdx.x] = s;
+  if (first + col < n_cols)
+#pragma unroll 8
+    for (int64_t b = b0; b < b1; b++) s += partial[b * n_cols + first + col];
+  slice_sum[slice][col] = s;
   __syncthreads();
-  if (slice == 0 && col < n_cols) {
-    for (int i = 1; i < COLUMN_SUM_SLICES; i++) s += slice_sum[i][threadIdx.x];
-    store_as(dst, col, s, t);
-  }
+  /* now a lane a slice, and each 32 lanes a column */
+  const int lane = (int)threadIdx.x % COLUMN_SUM_SLICES, mine = (int)threadIdx.x / COLUMN_SUM_SLICES;
+  s = warp_reduce<op_sum>(slice_sum[lane][mine], COLUMN_SUM_SLICES);
+  if (lane == 0 && first + mine < n_cols) store_as(dst, first + mine, s, t);
 }
 } // namespace
 static inline liger_status launch_column_sum(void *dst, const float *partial, int64_t n_blocks,
                                              int64_t n_cols, liger_dtype t, gpu_stream stream) {
-  const dim3 threads(COLUMN_SUM_COLS, COLUMN_SUM_SLICES);
   const int64_t grid = (n_cols + COLUMN_SUM_COLS - 1) / COLUMN_SUM_COLS;
-  column_sum_kernel<<<(unsigned)grid, threads, 0, stream>>>(dst, partial, n_blocks, n_cols, t);
+  column_sum_kernel<<<(unsigned)grid, COLUMN_SUM_COLS * COLUMN_SUM_SLICES, 0, stream>>>(dst, partial,
+                                                                                        n_blocks, n_cols, t);
   return (liger_status)LIGER_RT(GetLastError)();
 }
 

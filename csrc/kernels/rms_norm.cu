@@ -13,13 +13,6 @@
 
 namespace {
 
-/* Sum over the threads of one row. More threads than a warp: the row has the whole block. All threads of
- * the block call. */
-__device__ __forceinline__ float row_sum(float v, int threads_per_row, float *scratch) {
-  return threads_per_row <= GPU_LANES ? warp_reduce<op_sum>(v, threads_per_row)
-                                      : block_reduce<op_sum>(v, scratch);
-}
-
 /* w[j] = W[col + j] + offset, or 1 without a weight; col is a multiple of N */
 template <int N>
 __device__ __forceinline__ void load_scale(float (&w)[N], const void *W, int64_t col, liger_dtype t,
@@ -97,7 +90,7 @@ __global__ void __launch_bounds__(512)
 #pragma unroll
       for (int j = 0; j < VEC; j++) sum = fmaf(v[j], v[j], sum);
     }
-    sum = row_sum(sum, threads_per_row, scratch[parity]);
+    sum = group_reduce<op_sum, false>(sum, threads_per_row, scratch[parity]);
     const float r = rsqrtf(fmaf(sum, inv_n, eps));
     const bool live = at.row < n_rows;
     if (live && at.lane == 0) rstd[at.row] = r;
@@ -195,7 +188,7 @@ __global__ void __launch_bounds__(512)
         sum = fmaf(m[i][j], v[j], sum);
       }
     }
-    const float k = row_sum(sum, threads_per_row, scratch[parity]) * inv_n * r * r;
+    const float k = group_reduce<op_sum, true>(sum, threads_per_row, scratch[parity]) * inv_n * r * r;
     const bool live = at.row < n_rows;
 #pragma unroll
     for (int i = 0; i < NV; i++) {
@@ -279,10 +272,7 @@ struct row_plan {
 
 constexpr int MAX_THREADS = 512, LOOP_THREADS = 512;
 constexpr int FWD_WIDE = 512, BWD_WIDE = 1025; /* vectors in a row from which on a thread takes 4 of them */
-/* Backward: what the registers let reside together, since each block costs a partial row. Forward: several
- * times that, so that a block that is done makes room for the next and the last turn is not a round of its
- * own. */
-constexpr int FWD_THREADS_PER_SM = 4096, BWD_THREADS_PER_SM = 512;
+constexpr int FWD_TURNS = 4;                   /* rows that a block takes, one after the other */
 
 row_plan plan_rows(int64_t n_cols, int elem_size, int wide) {
   const int64_t n_vecs = (n_cols * elem_size + 15) / 16;
@@ -295,12 +285,27 @@ row_plan plan_rows(int64_t n_cols, int elem_size, int wide) {
   return {threads_per_row, threads_per_row <= 32 ? 128 : threads_per_row, vectors};
 }
 
-/* blocks of a persistent grid: as many as reside at once, never more than there are turns */
-int64_t persistent_blocks(const row_plan &p, int64_t n_rows, int threads_per_sm) {
-  const int64_t rows_per_turn = p.threads / p.threads_per_row,
-                turns = (n_rows + rows_per_turn - 1) / rows_per_turn;
-  const int64_t per_sm = threads_per_sm / p.threads > 0 ? threads_per_sm / p.threads : 1;
-  const int64_t resident = gpu_multiprocessors() * per_sm;
+/* Backward: one block of all the threads that the registers let reside, since each block costs a row of
+ * partial sums, written and read; smaller ones where there would not be one for each multiprocessor. */
+row_plan plan_bwd(int64_t n_rows, int64_t n_cols, int elem_size) {
+  row_plan p = plan_rows(n_cols, elem_size, BWD_WIDE);
+  const int64_t blocks = gpu_multiprocessors();
+  while (p.threads < MAX_THREADS && n_rows >= 2 * blocks * (p.threads / p.threads_per_row)) p.threads *= 2;
+  return p;
+}
+
+/* Forward: short-lived blocks, so that one that is done makes room for the next and the last turn is not a
+ * round of its own, yet long-lived enough to fetch ahead and to load the weight once for several rows. */
+int64_t fwd_blocks(const row_plan &p, int64_t n_rows) {
+  const int64_t rows = (int64_t)(p.threads / p.threads_per_row) * FWD_TURNS,
+                blocks = (n_rows + rows - 1) / rows;
+  const int64_t least = 2 * gpu_multiprocessors(), turns = (blocks * FWD_TURNS);
+  return blocks >= least ? blocks : turns < least ? turns : least;
+}
+/* Backward: a persistent grid of what resides at once, never more than there are turns. */
+int64_t bwd_blocks(const row_plan &p, int64_t n_rows) {
+  const int64_t rows = p.threads / p.threads_per_row, turns = (n_rows + rows - 1) / rows,
+                resident = gpu_multiprocessors() * (MAX_THREADS / p.threads);
   return turns < 1 ? 1 : turns < resident ? turns : resident;
 }
 
@@ -308,11 +313,10 @@ template <typename T, int NV, int CHUNK>
 bool launch_fwd(const liger_rms_norm_fwd_args *a, const row_plan &p, gpu_stream stream) {
   const size_t shared = row_ring<NV, CHUNK, STAGES, 1>::bytes(p.threads);
   if (!gpu_allow_shared(rms_norm_fwd_kernel<T, NV, CHUNK>, shared)) return false;
-  rms_norm_fwd_kernel<T, NV, CHUNK>
-      <<<(unsigned)persistent_blocks(p, a->n_rows, FWD_THREADS_PER_SM), p.threads, shared, stream>>>(
-          (T *)a->Y, (float *)a->rstd, (const T *)a->X, a->W, a->n_rows, a->n_cols, a->X_row_stride,
-          a->Y_row_stride, (float)a->eps, (float)a->offset, a->casting == LIGER_CAST_LLAMA, a->w_dtype,
-          p.threads_per_row);
+  rms_norm_fwd_kernel<T, NV, CHUNK><<<(unsigned)fwd_blocks(p, a->n_rows), p.threads, shared, stream>>>(
+      (T *)a->Y, (float *)a->rstd, (const T *)a->X, a->W, a->n_rows, a->n_cols, a->X_row_stride,
+      a->Y_row_stride, (float)a->eps, (float)a->offset, a->casting == LIGER_CAST_LLAMA, a->w_dtype,
+      p.threads_per_row);
   return true;
 }
 
@@ -362,8 +366,7 @@ extern "C" liger_status liger_rms_norm_fwd_cuda(const liger_rms_norm_fwd_args *a
 }
 
 extern "C" int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
-  return persistent_blocks(plan_rows(n_cols, x_dtype == LIGER_F32 ? 4 : 2, BWD_WIDE), n_rows,
-                           BWD_THREADS_PER_SM);
+  return bwd_blocks(plan_bwd(n_rows, n_cols, x_dtype == LIGER_F32 ? 4 : 2), n_rows);
 }
 
 extern "C" liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a, void *stream_) {
@@ -373,7 +376,7 @@ extern "C" liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a
     const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
                          rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
                          rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T));
-    const row_plan p = plan_rows(a->n_cols, sizeof(T), BWD_WIDE);
+    const row_plan p = plan_bwd(a->n_rows, a->n_cols, sizeof(T));
     if (!aligned) launch_bwd_loop<T, 1>(a, stream);
     else if (!(p.vectors == 4                              ? launch_bwd<T, 4, 32>(a, p, stream)
                : p.vectors == 2 && p.threads_per_row == 8  ? launch_bwd<T, 2, 8>(a, p, stream)

@@ -4,9 +4,8 @@
  *            csrc/liger.h
  * Floor      2*N*s bytes each way    (N = elements of Q and K; the tables are read once per token, for all
  *            heads)
- * Plan       one launch for Q and K. A thread owns one vector of 16 bytes of each half, of up to HEADS heads
- *            at a time, and keeps their angles in registers; a block takes one token or as many small ones
- *            as fill it
+ * Plan       one launch for Q and K. A thread owns one vector of 16 bytes of each half, of up to HEADS
+ *            heads, whose angles it looks up once
  * Rounding   fp32 to the end, one rounding at the store
  * Source     arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py, whose halves layout
  *            this is */
@@ -14,103 +13,92 @@
 
 namespace {
 
-constexpr int THREADS = 256;
-constexpr int HEADS = 5; /* 10 loads of 16 bytes in flight, and one look-up of the angles for all of them */
+/* Small blocks, which come and go one by one, and plain accesses: both measured, each some 3 % of the time. */
+constexpr int THREADS = 64, BLOCKS_PER_SM = 12;
+constexpr int HEADS = 4; /* 8 loads of 16 bytes in flight, and one look-up of the angles for all of them */
 
-/* Threads of a block: `columns` vectors of a half, times `groups` of heads, times tokens. */
+/* A token is `groups` items of up to HEADS neighbouring heads, the first `q_groups` of them Q's, so that a
+ * thread steps through one tensor with one stride. An item is `columns` threads, a vector of each half
+ * apiece. */
 struct rope_plan {
-  int columns, groups, tokens;
-  bool angles_aligned;
+  int columns, q_groups, groups;
 };
 
-template <typename T, int VEC>
-__global__ void __launch_bounds__(THREADS, 2) rope_kernel(const liger_rope_args a, const rope_plan plan) {
-  const int column = threadIdx.x % plan.columns, group = threadIdx.x / plan.columns % plan.groups;
-  const int64_t token = (int64_t)blockIdx.x * plan.tokens + threadIdx.x / (plan.columns * plan.groups);
-  if (token >= a.batch * a.seq_len) return;
-  /* a 64-bit division costs as much as the rest of the look-up */
-  const int64_t b = (token | a.seq_len) >> 32 ? token / a.seq_len : (uint32_t)token / (uint32_t)a.seq_len,
-                t = token - b * a.seq_len;
-  const int half = (int)(a.rotary_dim / 2), n_heads = (int)(a.n_q_heads + a.n_kv_heads);
-  const T *const Q = (const T *)a.Q + b * a.Q_strides.batch + t * a.Q_strides.token;
-  const T *const K = (const T *)a.K + b * a.K_strides.batch + t * a.K_strides.token;
-  T *const Q_out = (T *)a.Q_out + b * a.Q_out_strides.batch + t * a.Q_out_strides.token;
-  T *const K_out = (T *)a.K_out + b * a.K_out_strides.batch + t * a.K_out_strides.token;
-  const auto input = [&](int head) {
-    return head < a.n_q_heads ? Q + head * a.Q_strides.head : K + (head - a.n_q_heads) * a.K_strides.head;
-  };
-  const auto output = [&](int head) {
-    return head < a.n_q_heads ? Q_out + head * a.Q_out_strides.head
-                              : K_out + (head - a.n_q_heads) * a.K_out_strides.head;
-  };
+/* a 64-bit division costs as much as the rest of the look-up */
+__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
+  return (a | b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
+}
 
+template <typename T, int VEC>
+__global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+    rope_kernel(const liger_rope_args a, const rope_plan plan) {
+  const int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, item = divide(thread, plan.columns),
+                token = divide(item, plan.groups);
+  if (token >= a.batch * a.seq_len) return;
+  const int group = (int)(item - token * plan.groups), col = (int)(thread - item * plan.columns) * VEC;
+  const int64_t b = divide(token, a.seq_len), t = token - b * a.seq_len;
+  const int half = (int)(a.rotary_dim / 2);
+  const bool is_q = group < plan.q_groups;
+  const int first = (is_q ? group : group - plan.q_groups) * HEADS;
+  const int n = (int)(is_q ? a.n_q_heads : a.n_kv_heads) - first; /* heads from the item's first on */
+  const liger_rope_strides in_at = is_q ? a.Q_strides : a.K_strides;
+  const T *in = (const T *)(is_q ? a.Q : a.K) + b * in_at.batch + t * in_at.token + first * in_at.head + col;
+
+  vec<T, VEC> lo[HEADS], hi[HEADS];
+#pragma unroll
+  for (int i = 0; i < HEADS; i++, in += in_at.head)
+    if (i < n) {
+      lo[i] = load_vec<T, VEC>(in);
+      hi[i] = load_vec<T, VEC>(in + half);
+    }
+  /* the angles after the first loads, which nothing should hold up */
   int64_t row = t, table_batch = b;
   if (a.position_ids) {
     row = a.position_ids[b * a.position_batch_stride + t * a.position_token_stride];
     table_batch = 0;
   }
-  const bool known =
-      row >= 0 && row < a.n_positions; /* nothing is read of a row that is not there: its token becomes NaN */
-  for (int col = column * VEC; col < half; col += plan.columns * VEC) {
-    float c[VEC], s[VEC];
-    for (int first = group; first < n_heads; first += plan.groups * HEADS) {
-      vec<T, VEC> lo[HEADS], hi[HEADS];
+  float c[VEC], s[VEC];
+  if (row >= 0 && row < a.n_positions) {
+    load_as_f32<VEC>(c, a.cos, table_batch * a.cos_batch_stride + row * a.cos_row_stride + col, a.table_dtype,
+                     true);
+    load_as_f32<VEC>(s, a.sin, table_batch * a.sin_batch_stride + row * a.sin_row_stride + col, a.table_dtype,
+                     true);
+  } else { /* nothing is read of a row that is not there: its token becomes NaN */
 #pragma unroll
-      for (int i = 0; i < HEADS; i++) {
-        const int head = first + i * plan.groups;
-        if (head < n_heads) {
-          const T *const x = input(head) + col;
-          lo[i] = load_vec_stream<T, VEC>(x);
-          hi[i] = load_vec_stream<T, VEC>(x + half);
-        }
-      }
-      if (first == group) { /* after the first loads, which nothing should hold up */
-#pragma unroll
-        for (int j = 0; j < VEC; j++) c[j] = s[j] = NAN;
-        if (known) {
-          load_as_f32<VEC>(c, a.cos, table_batch * a.cos_batch_stride + row * a.cos_row_stride + col,
-                           a.table_dtype, plan.angles_aligned);
-          load_as_f32<VEC>(s, a.sin, table_batch * a.sin_batch_stride + row * a.sin_row_stride + col,
-                           a.table_dtype, plan.angles_aligned);
-        }
-        const float sign = a.backward ? -1.0f : 1.0f;
-#pragma unroll
-        for (int j = 0; j < VEC; j++) s[j] *= sign;
-      }
-#pragma unroll
-      for (int i = 0; i < HEADS; i++) {
-        const int head = first + i * plan.groups;
-        if (head < n_heads) {
-          float x[VEC], y[VEC];
-          unpack(x, lo[i]);
-          unpack(y, hi[i]);
-#pragma unroll
-          for (int j = 0; j < VEC; j++) {
-            /* written out, so that every instantiation rounds alike */
-            const float turned = fmaf(x[j], c[j], -__fmul_rn(y[j], s[j]));
-            y[j] = fmaf(y[j], c[j], __fmul_rn(x[j], s[j]));
-            x[j] = turned;
-          }
-          T *const out = output(head) + col;
-          store_vec_stream<T, VEC>(out, pack<T, VEC>(x));
-          store_vec_stream<T, VEC>(out + half, pack<T, VEC>(y));
-        }
-      }
-    }
+    for (int j = 0; j < VEC; j++) c[j] = s[j] = NAN;
   }
-  for (int64_t col = 2 * half + column * VEC; col < a.head_dim; col += plan.columns * VEC)
-    for (int head = group; head < n_heads; head += plan.groups)
-      store_vec_stream<T, VEC>(output(head) + col, load_vec_stream<T, VEC>(input(head) + col));
+  const float sign = a.backward ? -1.0f : 1.0f;
+#pragma unroll
+  for (int j = 0; j < VEC; j++) s[j] *= sign;
+
+  const liger_rope_strides out_at = is_q ? a.Q_out_strides : a.K_out_strides;
+  T *out = (T *)(is_q ? a.Q_out : a.K_out) + b * out_at.batch + t * out_at.token + first * out_at.head + col;
+#pragma unroll
+  for (int i = 0; i < HEADS; i++, out += out_at.head)
+    if (i < n) {
+      float x[VEC], y[VEC];
+      unpack(x, lo[i]);
+      unpack(y, hi[i]);
+#pragma unroll
+      for (int j = 0; j < VEC; j++) {
+        /* written out, so that every instantiation rounds alike */
+        const float turned = fmaf(x[j], c[j], -__fmul_rn(y[j], s[j]));
+        y[j] = fmaf(y[j], c[j], __fmul_rn(x[j], s[j]));
+        x[j] = turned;
+      }
+      store_vec<T, VEC>(out, pack<T, VEC>(x));
+      store_vec<T, VEC>(out + half, pack<T, VEC>(y));
+    }
+  if (a.head_dim > 2 * half) { /* the columns that do not turn */
+    in -= HEADS * in_at.head;
+    out -= HEADS * out_at.head;
+    for (int i = 0; i < HEADS && i < n; i++)
+      for (int64_t rest = 2 * half; col + rest < a.head_dim; rest += plan.columns * VEC)
+        store_vec<T, VEC>(out + i * out_at.head + rest, load_vec<T, VEC>(in + i * in_at.head + rest));
+  }
 }
 
 /* ---- launching ----------------------------------------------------------------------------------------- */
-rope_plan plan_rope(int64_t half, int64_t n_heads, int vec, bool angles_aligned) {
-  const int64_t n_vecs = (half + vec - 1) / vec, n_groups = (n_heads + HEADS - 1) / HEADS;
-  const int columns = (int)(n_vecs < THREADS ? n_vecs : THREADS), most = THREADS / columns;
-  const int groups = (int)(n_groups < most ? n_groups : most);
-  return {columns, groups, THREADS / (columns * groups), angles_aligned};
-}
-
 bool vectors(const void *p, const liger_rope_strides &s, int size) {
   return (uintptr_t)p % 16 == 0 && s.batch * size % 16 == 0 && s.head * size % 16 == 0 &&
          s.token * size % 16 == 0;
@@ -126,20 +114,20 @@ bool vectors(const void *table, int64_t batch_stride, int64_t row_stride, int si
 
 /* Q and K of one dtype, or one of them with no heads of the other */
 liger_status launch_rope(const liger_rope_args &a, liger_dtype t, gpu_stream stream) {
-  const int64_t n_heads = a.n_q_heads + a.n_kv_heads, n_tokens = a.batch * a.seq_len, half = a.rotary_dim / 2;
-  if (n_heads == 0) return LIGER_OK;
+  const int64_t q_groups = (a.n_q_heads + HEADS - 1) / HEADS,
+                groups = q_groups + (a.n_kv_heads + HEADS - 1) / HEADS, half = a.rotary_dim / 2;
+  if (groups == 0) return LIGER_OK;
   const int table_size = a.table_dtype == LIGER_F32 ? 4 : 2;
-  const bool angles_aligned = vectors(a.cos, a.cos_batch_stride, a.cos_row_stride, table_size) &&
-                              vectors(a.sin, a.sin_batch_stride, a.sin_row_stride, table_size);
   LIGER_DISPATCH_DTYPE(t, T, {
     constexpr int VEC = vec_width<T>::value;
-    const bool whole = vectors(a, sizeof(T));
-    const rope_plan p = plan_rope(half, n_heads, whole ? VEC : 1, angles_aligned);
-    const int64_t grid = (n_tokens + p.tokens - 1) / p.tokens;
+    const bool whole = vectors(a, sizeof(T)) &&
+                       vectors(a.cos, a.cos_batch_stride, a.cos_row_stride, table_size) &&
+                       vectors(a.sin, a.sin_batch_stride, a.sin_row_stride, table_size);
+    const rope_plan p = {(int)(whole ? half / VEC : half), (int)q_groups, (int)groups};
+    const int64_t grid = (a.batch * a.seq_len * groups * p.columns + THREADS - 1) / THREADS;
     if (grid > GPU_MAX_GRID) return LIGER_ERR_SIZE;
-    const int threads = p.columns * p.groups * p.tokens;
-    if (whole) rope_kernel<T, VEC><<<(unsigned)grid, threads, 0, stream>>>(a, p);
-    else rope_kernel<T, 1><<<(unsigned)grid, threads, 0, stream>>>(a, p);
+    if (whole) rope_kernel<T, VEC><<<(unsigned)grid, THREADS, 0, stream>>>(a, p);
+    else rope_kernel<T, 1><<<(unsigned)grid, THREADS, 0, stream>>>(a, p);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }
