@@ -226,6 +226,40 @@ def test_one_block_all_ignored_and_not_finite_logits_stay_where_they_are():
     assert (loss[16:32] == 0).all() and (dx[16:32] == 0).all()
 
 
+@pytest.mark.parametrize("ignored", (0.5, 0.98, 1.0))
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+def test_ignored_rows_take_no_part_in_the_products(reduction, ignored, device, monkeypatch):
+    """The bits are those of the call without these rows: on the CPU by itself, on a GPU with skip_ignored."""
+    x, w, y = draw(96, 24, 70, device=device)
+    if device == "cpu":  # the GPU's way is tested here too
+        monkeypatch.setattr(op_module, "_live_rows", lambda x, y, i: (y != i).nonzero()[:, 0])
+    live = torch.rand(96, generator=torch.Generator().manual_seed(0)).to(device) >= ignored
+    labels = torch.where(live, y, -100)
+    bias = torch.linspace(-1, 1, 70, device=device, requires_grad=True)
+    flags = dict(return_z_loss=True, return_token_accuracy=True, return_predicted_tokens=True)
+    options = dict(lse_square_scale=0.1, memory_budget=16 * 70 * 4, reduction=reduction, **flags)
+    per_row = torch.linspace(1, 2, 96, device=device) if reduction == "none" else None
+
+    def run(x, y, g, **more):
+        out = liger_fused_linear_cross_entropy(x, w, y, bias, **options, **more)
+        return out, torch.autograd.grad(
+            out.loss, (x, w, bias), torch.full_like(out.loss, 1.5) if g is None else g
+        )
+
+    only = x.detach()[live].requires_grad_()
+    want, (dx, dw, db) = run(only, y[live], None if per_row is None else per_row[live])
+    for skip in (True, False) if device == "cpu" else (True,):
+        out, grads = run(x, labels, per_row, skip_ignored=skip)
+        assert torch.equal(grads[0][live], dx) and (grads[0][~live] == 0).all()
+        assert torch.equal(grads[1], dw) and torch.equal(grads[2], db)
+        assert torch.equal(out.predicted_tokens[live], want.predicted_tokens)
+        assert (out.predicted_tokens[~live] == -1).all()
+        for name in ("loss", "z_loss", "token_accuracy"):
+            a, b = getattr(out, name), getattr(want, name)
+            assert torch.equal(a[live] if reduction == "none" else a, b)
+            assert reduction != "none" or (a[~live] == 0).all()
+
+
 @pytest.mark.cpu_only
 def test_a_budget_below_one_row_warns_once(monkeypatch):
     from liger_kernel.ops import linear_loss

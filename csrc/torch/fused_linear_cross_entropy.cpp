@@ -2,6 +2,7 @@
 // in it.
 #include "cross_entropy_torch.h"
 #include "linear_loss.h"
+#include "live_rows.h"
 
 using liger::Arg;
 using torch::stable::Tensor;
@@ -46,6 +47,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_
                                {ignore_index, lse_square_scale, label_smoothing, reduction, softcap});
   const std::optional<Arg> g = dloss ? std::optional<Arg>(ce.check_dloss(*dloss)) : std::nullopt;
 
+#if !LIGER_GPU
+  const liger::LiveRows live(ce.target, ignore_index);
+  if (live.few()) { /* all of them valid now, so this ends here */
+    const std::optional<Tensor> live_dloss = !dloss         ? std::nullopt
+                                             : ce.reduced() ? dloss
+                                                            : std::optional<Tensor>(live.gather(*g));
+    auto [loss, z, acc, pred, dx, dw, db] = fused_linear_cross_entropy(
+        live.gather(x), weight_, live.gather(ce.target), bias_, ce_weight, live_dloss, ignore_index,
+        lse_square_scale, label_smoothing, reduction, softcap, token_scaling, z_loss, accuracy, predicted,
+        needs_dx, needs_dw, needs_dbias, compute_dtype, accum_dtype, chunk_mem_const, memory_budget);
+    const auto put_back = [&](const Tensor &t, bool wanted, int fill = 0) {
+      return wanted ? live.scatter(t, fill) : t;
+    };
+    const bool rows = !ce.reduced();
+    return {put_back(loss, rows),
+            put_back(z, rows && z_loss),
+            put_back(acc, rows && accuracy),
+            put_back(pred, predicted, -1),
+            put_back(dx, needs_dx),
+            dw,
+            db};
+  }
+#endif
   const liger::Scope scope(x);
   const Tensor stats = ce.count(scope);
   const liger::CrossEntropyOutputs rows = ce.outputs(want);

@@ -28,6 +28,7 @@ DEFAULTS = dict(
     ce_mode=None,
     chunk_mem_const=1,
     memory_budget=None,
+    skip_ignored=False,
 )
 
 
@@ -96,6 +97,7 @@ def fused_linear_cross_entropy_ref(
     ce_mode=None,
     chunk_mem_const=1,
     memory_budget=None,
+    skip_ignored=False,
 ):
     """All logits, upcast, then the loss: what a model without the fused head does."""
     dtype = torch.promote_types(_input.dtype, weight.dtype)

@@ -115,6 +115,7 @@ def fused_linear_cross_entropy_forward(
     input_requires_grad=None,
     bias_requires_grad=None,
     products_dtype=None,
+    skip_ignored=False,
 ):
     """As upstream's: (loss, z_loss, token_accuracy, predicted_tokens, grad_input, grad_weight, grad_bias).
 
@@ -123,7 +124,8 @@ def fused_linear_cross_entropy_forward(
     compute_gradients: None makes the gradients that the tensors' requires_grad asks for, False none; the
     *_requires_grad override the tensors' own. token_grad_output: the incoming gradient, one value or one per
     row; None is 1. The gradients are functional results: nothing is written to an argument. products_dtype:
-    what the products are computed in; None: see `linear_loss.products_dtype_of`.
+    what the products are computed in; None: see `linear_loss.products_dtype_of`. skip_ignored: see
+    `LigerFusedLinearCrossEntropyFunction`.
     """
     check_options(reduction, label_smoothing, softcap)
     _check_call(_input, weight, target, ignore_index, accum_dtype, ce_impl, ce_mode, chunk_mem_const)
@@ -147,13 +149,19 @@ def fused_linear_cross_entropy_forward(
             bias is not None and (bias.requires_grad if bias_requires_grad is None else bias_requires_grad),
         )
     want = (return_z_loss, return_token_accuracy, return_predicted_tokens)
+    x, y = _input.detach(), target
+    dloss = None if token_grad_output is None else token_grad_output.to(real)
+    live = _live_rows(x, target, ignore_index) if skip_ignored else None
+    if live is not None:
+        x, y = x.index_select(0, live), target.index_select(0, live)
+        dloss = dloss.index_select(0, live) if dloss is not None and dloss.dim() else dloss
     outputs = _op(
-        _input.detach(),
+        x,
         weight.detach(),
-        target,
+        y,
         None if bias is None else bias.detach(),
         ce_weight,
-        None if token_grad_output is None else token_grad_output.to(real),
+        dloss,
         ignore_index,
         lse_square_scale,
         label_smoothing,
@@ -167,7 +175,27 @@ def fused_linear_cross_entropy_forward(
         min(chunk_mem_const, 2**31),
         resolve_budget(memory_budget, weight.shape[0] * dtype.itemsize),
     )
-    return tuple(o if w else None for o, w in zip(outputs, (True, *want, *needs)))
+    outputs = [o if w else None for o, w in zip(outputs, (True, *want, *needs))]
+    if live is not None:
+        per_row = (0, 1, 2, 3, 4) if reduction == "none" else (3, 4)  # beside the predictions, -1, zeros
+        for i in per_row:
+            if outputs[i] is not None:
+                whole = outputs[i].new_full((len(target), *outputs[i].shape[1:]), -1 if i == 3 else 0)
+                outputs[i] = whole.index_copy_(0, live, outputs[i])
+    return tuple(outputs)
+
+
+def _live_rows(x, target, ignore_index):
+    """The rows on a GPU whose label counts, after waiting for them; None where skipping gains nothing.
+
+    On the CPU the operator itself passes over ignored rows.
+    """
+    if torch.compiler.is_compiling() or x.device.type == "cpu" or target.device != x.device:
+        return None
+    if x.dim() != 2 or target.shape != x.shape[:1]:
+        return None  # the operator says so
+    live = (target != ignore_index).nonzero()[:, 0]
+    return live if 16 * len(live) <= 15 * len(target) else None
 
 
 def fused_linear_cross_entropy_backward(grad_output, grad_input, grad_weight, grad_bias):
@@ -191,9 +219,11 @@ class LigerFusedLinearCrossEntropyFunction(torch.autograd.Function):
     accum_dtype: what the weight gradient is added up in over the blocks, at least; None lets the plan choose.
     memory_budget: bytes that a block of logits may take; None: `liger_kernel.get_memory_budget()`.
     chunk_mem_const above 1 asks for blocks of about that many times _input's size, within the budget; 1
-    leaves the size to the plan. ce_impl, ce_mode: None, "liger" or "default". Raises RuntimeError for a wrong
-    device, dtype or size and, on the CPU, for a label out of range (on a GPU its loss is NaN, or an error
-    under LIGER_DEBUG=1); ValueError for an option out of its range.
+    leaves the size to the plan. skip_ignored=True takes ignored rows out of the products on a GPU, for one
+    synchronisation (so not in a CUDA graph, and without effect under torch.compile): worth it where many are
+    ignored. On the CPU they are always passed over. ce_impl, ce_mode: None, "liger" or "default". Raises
+    RuntimeError for a wrong device, dtype or size and, on the CPU, for a label out of range (on a GPU its
+    loss is NaN, or an error under LIGER_DEBUG=1); ValueError for an option out of its range.
     """
 
     supports_inner_impl_dispatch = (
@@ -229,6 +259,7 @@ class LigerFusedLinearCrossEntropyFunction(torch.autograd.Function):
         ce_mode=None,
         chunk_mem_const=_CHUNK_MEM_CONST,
         memory_budget=None,
+        skip_ignored=False,
     ):
         products_dtype = products_dtype_of(_input, weight)
         half = torch.float16 in (
@@ -255,6 +286,7 @@ class LigerFusedLinearCrossEntropyFunction(torch.autograd.Function):
             weight_requires_grad=needs[1],
             bias_requires_grad=bias is not None and needs[3],
             products_dtype=products_dtype,
+            skip_ignored=skip_ignored,
         )
         *outputs, dx, dw, db = fused_linear_cross_entropy_forward(
             _input=_input,
@@ -320,6 +352,7 @@ def _forward_only(
     ce_mode=None,
     chunk_mem_const=_CHUNK_MEM_CONST,
     memory_budget=None,
+    skip_ignored=False,
 ):
     return fused_linear_cross_entropy_forward(
         _input=_input,
@@ -342,6 +375,7 @@ def _forward_only(
         compute_gradients=False,
         chunk_mem_const=chunk_mem_const,
         memory_budget=memory_budget,
+        skip_ignored=skip_ignored,
     )[:4]
 
 

@@ -28,6 +28,7 @@ def liger_fused_linear_cross_entropy(
     return_predicted_tokens=False,
     chunk_mem_const=1,
     memory_budget=None,
+    skip_ignored=False,
 ):
     """`liger_cross_entropy(input @ weight.T + bias, target, ...)`, a block of the logits at a time.
 
@@ -39,6 +40,8 @@ def liger_fused_linear_cross_entropy(
     the weight gradient is added up in, at least (None: the plan keeps its error within three times eager's
     own); memory_budget: bytes that a block of logits may take (None: `liger_kernel.get_memory_budget()`, 256
     MiB unless set); chunk_mem_const above 1: smaller blocks, of about that many times the input's size.
+    skip_ignored=True: on a GPU ignored rows stay out of the products, for one synchronisation (no effect
+    under torch.compile; on the CPU they always do).
     Returns the loss, float32 (float64 for float64), or a `CrossEntropyOutput` as soon as a return_* flag is
     set. Raises as `LigerFusedLinearCrossEntropyFunction` does. Source: arXiv:2410.10989.
     """
@@ -46,7 +49,17 @@ def liger_fused_linear_cross_entropy(
     options = (ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
     return cross_entropy_result(
         liger_fused_linear_cross_entropy_apply(
-            input, weight, target, bias, *options, *wanted, None, None, chunk_mem_const, memory_budget
+            input,
+            weight,
+            target,
+            bias,
+            *options,
+            *wanted,
+            None,
+            None,
+            chunk_mem_const,
+            memory_budget,
+            skip_ignored,
         )
     )
 

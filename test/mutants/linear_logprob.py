@@ -79,4 +79,18 @@ MUTANTS = [
         "outputs = (logprob, lse, entropy, argmax, lse, extra)",
         ops("linear_logprob", NUMBERS),
     ),
+    (
+        "ignored_rows_put_back_elsewhere",
+        "csrc/torch/live_rows.h",
+        "std::memcpy(to + rows_[(size_t)i] * n_cols * size,",
+        "std::memcpy(to + i * n_cols * size,",
+        ops("fused_linear_cross_entropy", NUMBERS),
+    ),
+    (
+        "ignored_rows_multiplied_all_the_same",
+        "csrc/torch/live_rows.h",
+        "* 16 <= n_rows * 15;",
+        "* 16 < 0;",
+        ["test/test_fused_linear_cross_entropy.py", "-k", "no_part"],
+    ),
 ]
