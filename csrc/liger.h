@@ -115,51 +115,8 @@ LIGER_API liger_status liger_geglu_bwd_cpu(const liger_glu_bwd_args *a, int64_t 
 LIGER_API liger_status liger_geglu_fwd_cuda(const liger_glu_fwd_args *a, void *stream);
 LIGER_API liger_status liger_geglu_bwd_cuda(const liger_glu_bwd_args *a, void *stream);
 
-/* ---- relu_squared -----------------------------------------------------------------------------------------
- *   Y = max(X, 0)^2,   dX = dY * 2 max(X, 0) */
-typedef struct {
-  void *Y;        /* (n_rows, n_cols), contiguous: Y forward, dX backward */
-  const void *dY; /* NULL forward */
-  const void *X;
-  int64_t n_rows, n_cols, dY_row_stride, X_row_stride;
-  liger_dtype x_dtype;
-} liger_relu_squared_args;
-
-LIGER_API liger_status liger_relu_squared_cpu(const liger_relu_squared_args *a, int64_t tile_begin,
-                                              int64_t tile_end);
-LIGER_API liger_status liger_relu_squared_cuda(const liger_relu_squared_args *a, void *stream);
-
-/* ---- dyt --------------------------------------------------------------------------------------------------
- *   Y = gamma tanh(alpha X) + beta                    alpha: a scalar; gamma, beta: one value per column
- *   dX = dY gamma alpha (1 - t^2),  t = tanh(alpha X);   dalpha = sum(dY gamma (1 - t^2) X)
- *   dgamma = sum_rows(dY t),   dbeta = sum_rows(dY) */
-typedef struct {
-  void *Y;                  /* (n_rows, n_cols), contiguous, x_dtype */
-  const void *X, *alpha;    /* alpha (1) */
-  const void *gamma, *beta; /* (n_cols); beta NULL: none */
-  int64_t n_rows, n_cols, X_row_stride;
-  liger_dtype x_dtype, alpha_dtype, gamma_dtype, beta_dtype;
-} liger_dyt_fwd_args;
-
-typedef struct {
-  void *dX;                      /* (n_rows, n_cols), contiguous, x_dtype */
-  void *dalpha, *dgamma, *dbeta; /* (1), (n_cols), (n_cols) in their parameters' dtypes; NULL: not wanted */
-  void *workspace; /* liger_dyt_bwd_workspace_{cpu,cuda} elements of fp32 (fp64); unused if none is wanted */
-  const void *dY, *X, *alpha, *gamma;
-  int64_t n_rows, n_cols, dY_row_stride, X_row_stride;
-  liger_dtype x_dtype, alpha_dtype, gamma_dtype, beta_dtype;
-} liger_dyt_bwd_args;
-
-LIGER_API liger_status liger_dyt_fwd_cpu(const liger_dyt_fwd_args *a, int64_t row_begin, int64_t row_end);
-LIGER_API int64_t liger_dyt_bwd_blocks_cpu(int64_t n_rows);
-LIGER_API int64_t liger_dyt_bwd_workspace_cpu(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
-/* dX of the blocks' rows and the blocks' partial sums; then the parameters' gradients = the partials added in
- * block order, columns [begin, end), dalpha with column 0 */
-LIGER_API liger_status liger_dyt_bwd_cpu(const liger_dyt_bwd_args *a, int64_t block_begin, int64_t block_end);
-LIGER_API liger_status liger_dyt_params_cpu(const liger_dyt_bwd_args *a, int64_t col_begin, int64_t col_end);
-LIGER_API liger_status liger_dyt_fwd_cuda(const liger_dyt_fwd_args *a, void *stream);
-LIGER_API int64_t liger_dyt_bwd_workspace_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
-LIGER_API liger_status liger_dyt_bwd_cuda(const liger_dyt_bwd_args *a, void *stream);
+/* ---- relu_squared, dyt, poly_norm -------------------------------------------------------------------------- */
+#include "liger_acts.h"
 
 /* ---- rope -------------------------------------------------------------------------------------------------
  * Of every head's vector x, with h = rotary_dim / 2 and the angle's cosine c_i and sine s_i of the token's

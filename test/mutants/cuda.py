@@ -134,6 +134,20 @@ MUTANTS = [
         "n_cols / vec > 0 ? n_cols / vec : 1;",
         ops("dyt"),
     ),
+    (
+        "poly_norm_bias_of_first_group",
+        "csrc/kernels/poly_norm.cu",
+        "to[3 * a.n_blocks + group] = total[3];",
+        "to[3 * a.n_blocks + group] = at.group ? 0.0f : total[3];",
+        ops("poly_norm"),
+    ),
+    (
+        "poly_norm_eps",
+        "csrc/kernels/poly_norm.cu",
+        "rsqrtf(fmaf(sum[k], inv_n, eps))",
+        "rsqrtf(sum[k] * inv_n)",
+        ops("poly_norm", "option_changes"),
+    ),
     ("relu_squared_slope", "csrc/kernels/relu_squared.cu", "(2.0f * relu(", "(relu(", ops("relu_squared")),
     (
         "relu_squared_of_negatives",

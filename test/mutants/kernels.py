@@ -77,6 +77,20 @@ MUTANTS = [
         ops("dyt", NUMBERS),
     ),
     (
+        "poly_norm_eps_dropped",
+        "csrc/kernels/poly_norm.c",
+        "(double)n_cols + a->eps)",
+        "(double)n_cols)",
+        ops("poly_norm", "option_changes"),
+    ),
+    (
+        "poly_norm_cubic_in_gradient",
+        "csrc/kernels/poly_norm.c",
+        "mean = k[3] + x2 * (k[4] + x2 * k[5]);",
+        "mean = k[3] + x2 * (k[4] + x * k[5]);",
+        ops("poly_norm", NUMBERS),
+    ),
+    (
         "relu_squared_slope",
         "csrc/kernels/relu_squared.c",
         "* (2 * relu(",

@@ -1,0 +1,245 @@
+/* poly_norm  Y = w0 X^3 r3 + w1 X^2 r2 + w2 X r1 + b,   rk = 1/sqrt(mean(X^2k) + eps)                  per row
+ *            with ak = k rk wk, ck = rk^2 mean(dY X^k) and wk the weight of X^k:
+ *            dX = dY (a1 + a2 X + a3 X^2) - X (a1 c1 + a2 c2 X^2 + a3 c3 X^4)
+ *            dW = sum over rows of rk sum_row(dY X^k), k = 3, 2, 1;   db = sum(dY)
+ * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; W dW (3); b db (1); rstd (n_rows, 3) fp32
+ * Rounding   fp32 to the end, one rounding at the store
+ * Floor      fwd 2*N*s bytes;  bwd 3*N*s    (N = n_rows*n_cols)
+ * Plan       32 to 512 threads a row with 2 or 4 vectors of 16 bytes each in registers, so a row is read once;
+ *            several blocks to a multiprocessor, each at another stage of its row. Backward: a persistent grid,
+ *            so that the parameters' four sums are few, then column sums in fixed order. Rows that are too wide
+ *            or not made of aligned vectors are looped over, from cache the second time
+ * Source     arXiv:2411.03884 */
+#include "norm.cuh"
+
+namespace {
+
+constexpr int WIDE = 512;                /* vectors in a row from which on a thread takes 4 of them */
+constexpr int BWD_THREADS_PER_SM = 1024; /* what the registers let reside */
+
+/* What a thread has of a row: NV vectors in registers, or (NV 0) a walk over memory. `each` calls f(k, x, dy)
+ * with fp32 vectors; `put` stores what f returns in their place. */
+template <typename T, int NV, int VEC> struct row_part {
+  const T *X, *dY;
+  int64_t n_cols;
+  row_walk<(NV ? NV : 1), 32> at;
+  vec<T, VEC> x[NV ? NV : 1], dy[NV ? NV : 1];
+
+  __device__ __forceinline__ explicit row_part(int threads_per_row, int64_t n_cols)
+      : X(nullptr), dY(nullptr), n_cols(n_cols), at(threads_per_row, n_cols, VEC) {}
+  __device__ __forceinline__ int64_t col(int i) const {
+    return NV ? (int64_t)(at.first_vec + i * 32) * VEC : ((int64_t)i * blockDim.x + threadIdx.x) * VEC;
+  }
+  /* how many vectors `each` visits */
+  __device__ __forceinline__ int count() const {
+    return NV ? NV : (int)((n_cols + (int64_t)blockDim.x * VEC - 1) / ((int64_t)blockDim.x * VEC));
+  }
+  __device__ __forceinline__ bool owns(int i) const { return NV ? at.owns(i) : col(i) < n_cols; }
+  __device__ __forceinline__ void open(const T *x_row, const T *dy_row, bool live) {
+    X = x_row;
+    dY = dy_row;
+    if constexpr (NV > 0) {
+#pragma unroll
+      for (int i = 0; i < NV; i++) {
+        const bool mine = live && owns(i);
+        float zeros[VEC] = {};
+        x[i] = mine ? load_vec<T, VEC>(X + col(i)) : pack<T, VEC>(zeros);
+        if (dY) dy[i] = mine ? load_vec<T, VEC>(dY + col(i)) : pack<T, VEC>(zeros);
+      }
+    }
+  }
+  __device__ __forceinline__ void get(int i, float (&v)[VEC], float (&g)[VEC]) const {
+    if constexpr (NV > 0) {
+      unpack(v, x[i]);
+      if (dY) unpack(g, dy[i]);
+    } else {
+      unpack(v, load_vec<T, VEC>(X + col(i)));
+      if (dY) unpack(g, load_vec<T, VEC>(dY + col(i)));
+    }
+  }
+};
+
+__device__ __forceinline__ void load_weights(float (&w)[3], const void *W, liger_dtype t) {
+#pragma unroll
+  for (int k = 0; k < 3; k++) {
+    float one[1];
+    load_as_f32<1>(one, W, k, t);
+    w[k] = one[0];
+  }
+}
+
+template <typename T, int NV, int VEC>
+__global__ void __launch_bounds__(NORM_MAX_THREADS)
+    poly_norm_fwd_kernel(const liger_poly_norm_fwd_args a, int threads_per_row) {
+  __shared__ float scratch[2][3][BLOCK_SCRATCH];
+  row_part<T, NV, VEC> part(threads_per_row, a.n_cols);
+  float w[3], b[1];
+  load_weights(w, a.W, a.w_dtype);
+  load_as_f32<1>(b, a.b, 0, a.b_dtype);
+  const float inv_n = 1.0f / (float)a.n_cols, eps = (float)a.eps;
+  auto &at = part.at;
+  for (int parity = 0; at.row - at.group < a.n_rows; at.row += at.step, parity ^= 1) {
+    const bool live = at.row < a.n_rows;
+    float v[VEC], none[VEC], sum[3] = {};
+    part.open((const T *)a.X + at.row * a.X_row_stride, nullptr, live);
+#pragma unroll
+    for (int i = 0; i < part.count(); i++)
+      if (NV || part.owns(i)) { /* beyond the row the registers hold zeros */
+        part.get(i, v, none);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+          const float x2 = v[j] * v[j], x4 = x2 * x2;
+          sum[0] = fmaf(x4, x2, sum[0]);
+          sum[1] = fmaf(x2, x2, sum[1]);
+          sum[2] += x2;
+        }
+      }
+    norm_row_sums(sum, threads_per_row, scratch[parity]);
+    float c[3];
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+      const float r = rsqrtf(fmaf(sum[k], inv_n, eps));
+      if (live && at.lane == 0) ((float *)a.rstd)[3 * at.row + k] = r;
+      c[k] = w[k] * r;
+    }
+    T *const Y = (T *)a.Y + at.row * a.n_cols;
+#pragma unroll
+    for (int i = 0; i < part.count(); i++)
+      if (live && part.owns(i)) {
+        part.get(i, v, none);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) v[j] = fmaf(v[j], fmaf(v[j], fmaf(v[j], c[0], c[1]), c[2]), b[0]);
+        store_vec<T, VEC>(Y + part.col(i), pack<T, VEC>(v));
+      }
+  }
+}
+
+/* the workspace: a row of dW (3) for each group of threads, then its db */
+template <typename T, int NV, int VEC>
+__global__ void __launch_bounds__(NORM_MAX_THREADS)
+    poly_norm_bwd_kernel(const liger_poly_norm_bwd_args a, int threads_per_row) {
+  __shared__ float scratch[2][4][BLOCK_SCRATCH];
+  row_part<T, NV, VEC> part(threads_per_row, a.n_cols);
+  float w[3], total[4] = {};
+  load_weights(w, a.W, a.w_dtype);
+  const float inv_n = 1.0f / (float)a.n_cols;
+  auto &at = part.at;
+  for (int parity = 0; at.row - at.group < a.n_rows; at.row += at.step, parity ^= 1) {
+    const bool live = at.row < a.n_rows;
+    float v[VEC], g[VEC], sum[4] = {}, r[3] = {};
+    part.open((const T *)a.X + at.row * a.X_row_stride, (const T *)a.dY + at.row * a.dY_row_stride, live);
+#pragma unroll
+    for (int k = 0; k < 3; k++)
+      if (live) r[k] = ((const float *)a.rstd)[3 * at.row + k];
+#pragma unroll
+    for (int i = 0; i < part.count(); i++)
+      if (NV || part.owns(i)) {
+        part.get(i, v, g);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+          const float p = g[j] * v[j], q = p * v[j];
+          sum[0] = fmaf(q, v[j], sum[0]);
+          sum[1] += q;
+          sum[2] += p;
+          sum[3] += g[j];
+        }
+      }
+    norm_row_sums(sum, threads_per_row, scratch[parity]);
+    float k[6]; /* a1, a2, a3, a1 c1, a2 c2, a3 c3; rstd and W have the highest power first */
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+      total[i] = fmaf(r[i], sum[i], total[i]);
+      k[2 - i] = (float)(3 - i) * r[i] * w[i];
+      k[5 - i] = k[2 - i] * r[i] * r[i] * (sum[i] * inv_n);
+    }
+    total[3] += sum[3];
+    T *const dX = (T *)a.dX + at.row * a.n_cols;
+#pragma unroll
+    for (int i = 0; i < part.count(); i++)
+      if (live && part.owns(i)) {
+        part.get(i, v, g);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+          const float x2 = v[j] * v[j], slope = fmaf(v[j], fmaf(v[j], k[2], k[1]), k[0]);
+          const float mean = fmaf(x2, fmaf(x2, k[5], k[4]), k[3]);
+          v[j] = fmaf(g[j], slope, -(v[j] * mean));
+        }
+        store_vec<T, VEC>(dX + part.col(i), pack<T, VEC>(v));
+      }
+  }
+  if (!a.workspace || at.lane != 0) return;
+  const int64_t group = (int64_t)blockIdx.x * at.groups + at.group;
+  float *const to = (float *)a.workspace;
+#pragma unroll
+  for (int i = 0; i < 3; i++) to[3 * group + i] = total[i];
+  to[3 * a.n_blocks + group] = total[3];
+}
+
+/* ---- launching: a plan of the row's size, which does not ask for alignment ----------------------------- */
+norm_plan poly_plan(int64_t n_cols, int elem_size) {
+  norm_plan p = norm_plan_rows(n_cols, elem_size, WIDE);
+  if (p.threads_per_row < GPU_MIN_LANES) p.threads_per_row = GPU_MIN_LANES;
+  return p;
+}
+const norm_plan WHOLE_BLOCK = {NORM_MAX_THREADS, NORM_MAX_THREADS, 0}; /* for a row that is looped over */
+int64_t poly_turns(const norm_plan &p, int64_t n_rows) {
+  const int64_t rows = p.threads / p.threads_per_row, turns = (n_rows + rows - 1) / rows;
+  return turns < 1 ? 1 : turns;
+}
+int64_t poly_bwd_grid(const norm_plan &p, int64_t n_rows) {
+  return norm_persistent_blocks(p, n_rows, BWD_THREADS_PER_SM);
+}
+int size_of(liger_dtype t) { return t == LIGER_F32 ? 4 : 2; }
+
+template <class Args, class Kernel>
+void start(Kernel kernel, const Args *a, const norm_plan &p, int64_t grid, gpu_stream stream) {
+  kernel<<<(unsigned)grid, p.threads, 0, stream>>>(*a, p.threads_per_row);
+}
+} // namespace
+
+extern "C" liger_status liger_poly_norm_fwd_cuda(const liger_poly_norm_fwd_args *a, void *stream_) {
+  const gpu_stream stream = (gpu_stream)stream_;
+  if (a->n_rows == 0 || a->n_cols == 0) return LIGER_OK;
+  const norm_plan p = poly_plan(a->n_cols, size_of(a->x_dtype)), loop = WHOLE_BLOCK;
+  if (a->n_rows > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
+    constexpr int VEC = vec_width<T>::value;
+    const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
+                         rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T));
+    const int64_t grid = poly_turns(p, a->n_rows);
+    if (!aligned) start(poly_norm_fwd_kernel<T, 0, 1>, a, loop, a->n_rows, stream);
+    else if (p.vectors == 0) start(poly_norm_fwd_kernel<T, 0, VEC>, a, loop, a->n_rows, stream);
+    else if (p.vectors == 2) start(poly_norm_fwd_kernel<T, 2, VEC>, a, p, grid, stream);
+    else start(poly_norm_fwd_kernel<T, 4, VEC>, a, p, grid, stream);
+  });
+  return (liger_status)LIGER_RT(GetLastError)();
+}
+
+extern "C" int64_t liger_poly_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
+  const norm_plan p = poly_plan(n_cols, size_of(x_dtype));
+  return poly_bwd_grid(p, n_rows) * (p.threads / p.threads_per_row);
+}
+
+extern "C" liger_status liger_poly_norm_bwd_cuda(const liger_poly_norm_bwd_args *a, void *stream_) {
+  const gpu_stream stream = (gpu_stream)stream_;
+  const norm_plan p = poly_plan(a->n_cols, size_of(a->x_dtype)), loop = WHOLE_BLOCK;
+  const int64_t grid = a->n_blocks / (p.threads / p.threads_per_row);
+  LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
+    constexpr int VEC = vec_width<T>::value;
+    const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
+                         rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
+                         rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T));
+    /* a looped row has a whole block, so there are as many blocks as partial sums */
+    if (!aligned) start(poly_norm_bwd_kernel<T, 0, 1>, a, loop, a->n_blocks, stream);
+    else if (p.vectors == 0) start(poly_norm_bwd_kernel<T, 0, VEC>, a, loop, a->n_blocks, stream);
+    else if (p.vectors == 2) start(poly_norm_bwd_kernel<T, 2, VEC>, a, p, grid, stream);
+    else start(poly_norm_bwd_kernel<T, 4, VEC>, a, p, grid, stream);
+  });
+  liger_status status = (liger_status)LIGER_RT(GetLastError)();
+  const float *const from = (const float *)a->workspace;
+  if (status == LIGER_OK && a->dW)
+    status = launch_column_sum(a->dW, from, a->n_blocks, 3, a->w_dtype, stream);
+  if (status == LIGER_OK && a->db)
+    status = launch_column_sum(a->db, from + 3 * a->n_blocks, a->n_blocks, 1, a->b_dtype, stream);
+  return status;
+}
