@@ -1,12 +1,14 @@
 """What the norms promise beyond their `OpSpec`s: modules, and sums normalised as they are stored."""
 
 import copy
+import importlib
 import pickle
 
 import pytest
 import torch
 
 from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+from liger_kernel.transformers import rms_norm
 from liger_kernel.transformers.functional import liger_fused_add_rms_norm, liger_layer_norm, liger_rms_norm
 from liger_kernel.transformers.fused_add_rms_norm import LigerFusedAddRMSNorm
 from liger_kernel.transformers.group_norm import LigerGroupNorm
@@ -122,3 +124,102 @@ def test_group_norm_module_errors(device):
         LigerGroupNorm(12, 5)
     with pytest.raises(ValueError, match=r"X has 8 channels \(dimension 1\), expected num_channels, 12"):
         LigerGroupNorm(12, 4).to(device)(torch.randn(2, 8, 3, device=device))
+
+
+# ---- RMSNorm modules ---------------------------------------------------------------------------------------
+# our class: (module of transformers.models, its class)
+HUGGING_FACE = {
+    "LigerRMSNorm": ("llama", "LlamaRMSNorm"),
+    "LigerRMSNormForGemma": ("gemma", "GemmaRMSNorm"),
+    "LigerRMSNormForGemma2": ("gemma2", "Gemma2RMSNorm"),
+    "LigerRMSNormForGemma3": ("gemma3", "Gemma3RMSNorm"),
+    "LigerRMSNormForGemma4": ("gemma4", "Gemma4RMSNorm"),
+    "LigerRMSNormForGlm4": ("glm4", "Glm4RMSNorm"),
+    "LigerRMSNormForMuseGlimmer": ("muse_glimmer", "MuseGlimmerRMSNorm"),
+    "LigerRMSNormForMuseGlimmerTextCentered": ("muse_glimmer", "MuseGlimmerTextCenteredRMSNorm"),
+    "LigerRMSNormForOlmo2": ("olmo2", "Olmo2RMSNorm"),
+    "LigerRMSNormForQwen3Next": ("qwen3_next", "Qwen3NextRMSNorm"),
+}
+every_class = pytest.mark.parametrize("name", HUGGING_FACE)
+
+
+def hugging_face(name):
+    """The class that `name` stands in for, if this version of transformers has it."""
+    folder, cls = HUGGING_FACE[name]
+    try:
+        module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"no {folder} here: {error}")
+    return getattr(module, cls)
+
+
+def test_every_class_has_its_hugging_face_class():
+    assert set(HUGGING_FACE) == set(rms_norm.__all__)
+
+
+def gradients(module, x, g):
+    x = x.detach().requires_grad_()
+    y = module(x)
+    return y, *torch.autograd.grad(y, [x, *module.parameters()], g)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_class
+def test_rms_norm_class_is_hugging_faces(name, dtype, device):
+    """A fresh module gives what a fresh one of Hugging Face's does, and with its weights so does every
+    gradient, to a rounding: the casting mode may be upstream's and not Hugging Face's (Olmo 2)."""
+    theirs = hugging_face(name)(72, eps=1e-5).to(device, dtype)
+    ours = getattr(rms_norm, name)(72, eps=1e-5).to(device, dtype)
+    x = torch.randn(4, 9, 72, device=device).to(dtype)
+    g = torch.randn(4, 9, 72, device=device).to(dtype)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(ours(x), theirs(x), rtol=2 * eps, atol=2 * eps)
+    with torch.no_grad():
+        theirs.weight.add_(torch.randn(72, device=device).to(dtype) / 2)
+    ours.load_state_dict(theirs.state_dict())
+    assert {k: v.dtype for k, v in ours.state_dict().items()} == {
+        k: v.dtype for k, v in theirs.state_dict().items()
+    }
+    for mine, wanted in zip(gradients(ours, x, g), gradients(theirs, x, g), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=4 * eps, atol=4 * eps * wanted.abs().max().item())
+
+
+@every_class
+def test_rms_norm_class_copies_and_prints(name, device):
+    module = getattr(rms_norm, name)(48, eps=1e-5).to(device)
+    x = torch.randn(3, 48, device=device)
+    for other in same_module(module):
+        assert torch.equal(other(x), module(x))
+    assert "(48,)" in repr(module) and "eps=1e-05" in repr(module)
+
+
+@pytest.mark.parametrize("name", ["LigerRMSNormForGemma4", "LigerRMSNormForMuseGlimmer"])
+def test_rms_norm_without_scale(name, device):
+    theirs = hugging_face(name)(48, with_scale=False)
+    ours = getattr(rms_norm, name)(48, with_scale=False)
+    assert not list(ours.state_dict()) and not list(ours.parameters())
+    ours.load_state_dict(theirs.state_dict())
+    for dtype in DTYPES:
+        x = torch.randn(4, 9, 48, device=device).to(dtype)
+        torch.testing.assert_close(ours(x), theirs(x))
+        mine, wanted = (gradients(m, x, torch.ones_like(x) + x.abs()) for m in (ours, theirs))
+        torch.testing.assert_close(mine[1], wanted[1])
+    for other in same_module(ours):
+        assert torch.equal(other(x), ours(x))
+    assert "no weight" in repr(ours)
+
+
+def test_muse_glimmer_without_dim(device):
+    x = torch.randn(3, 40, device=device)
+    norm = rms_norm.LigerRMSNormForMuseGlimmer(with_scale=False)
+    torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (40,), eps=1e-6))
+    with pytest.raises(ValueError, match="dim is None, expected"):
+        rms_norm.LigerRMSNormForMuseGlimmer()
+
+
+@every_class
+def test_rms_norm_class_checks_its_options(name):
+    for option in ({"casting_mode": "bert"}, {"init_fn": "random"}):
+        (key, value), cls = *option.items(), getattr(rms_norm, name)
+        with pytest.raises(ValueError, match=f"{key} is '{value}', expected"):
+            cls(8, **option)

@@ -5,7 +5,18 @@ from torch import nn
 
 from ..ops.rms_norm import LigerRMSNormFunction
 
-__all__ = ["LigerRMSNorm", "LigerRMSNormForGemma", "LigerRMSNormForGemma2"]
+__all__ = [
+    "LigerRMSNorm",
+    "LigerRMSNormForGemma",
+    "LigerRMSNormForGemma2",
+    "LigerRMSNormForGemma3",
+    "LigerRMSNormForGemma4",
+    "LigerRMSNormForGlm4",
+    "LigerRMSNormForMuseGlimmer",
+    "LigerRMSNormForMuseGlimmerTextCentered",
+    "LigerRMSNormForOlmo2",
+    "LigerRMSNormForQwen3Next",
+]
 FUNCTIONAL = ("liger_rms_norm",)
 
 
@@ -60,7 +71,8 @@ class LigerRMSNorm(nn.Module):
         )
 
     def extra_repr(self):
-        size = "no weight" if self.weight is None else tuple(self.weight.shape)
+        weight = getattr(self, "weight", None)
+        size = "no weight" if weight is None else tuple(weight.shape)
         return (
             f"{size}, eps={self.variance_epsilon}, offset={self.offset}, casting_mode={self.casting_mode!r}"
         )
@@ -86,6 +98,136 @@ class LigerRMSNormForGemma(LigerRMSNorm):
 
 class LigerRMSNormForGemma2(LigerRMSNorm):
     """Gemma2RMSNorm: as LigerRMSNormForGemma; in_place is False by default, as upstream has it."""
+
+    def __init__(
+        self,
+        hidden_size,
+        eps=1e-6,
+        offset=1.0,
+        casting_mode="gemma",
+        init_fn="zeros",
+        in_place=False,
+        row_mode=None,
+    ):
+        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
+
+
+class LigerRMSNormForGemma3(LigerRMSNorm):
+    """Gemma3RMSNorm: as LigerRMSNormForGemma2, without `row_mode`."""
+
+    def __init__(
+        self,
+        dim,
+        eps=1e-6,
+        offset=1.0,
+        casting_mode="gemma",
+        init_fn="zeros",
+        in_place=False,
+    ):
+        super().__init__(dim, eps, offset, casting_mode, init_fn, in_place)
+
+
+def _with_optional_scale(module, hidden_states):
+    """LigerRMSNorm.forward where Hugging Face's class has no attribute `weight` at all without a scale."""
+    numbers = module.variance_epsilon, module.offset
+    weight = getattr(module, "weight", None)
+    return LigerRMSNormFunction.apply(hidden_states, weight, *numbers, module.casting_mode, module.in_place)
+
+
+class LigerRMSNormForGemma4(LigerRMSNorm):
+    """Gemma4RMSNorm: the weight as it is, fp32 until the final rounding; with_scale=False: no weight."""
+
+    def __init__(
+        self,
+        dim,
+        eps=1e-6,
+        offset=0.0,
+        casting_mode="gemma",
+        init_fn="ones",
+        in_place=False,
+        with_scale=True,
+    ):
+        super().__init__(dim, eps, offset, casting_mode, init_fn, in_place, elementwise_affine=with_scale)
+        self.with_scale = with_scale
+
+    def forward(self, hidden_states):
+        return _with_optional_scale(self, hidden_states)
+
+
+class LigerRMSNormForOlmo2(LigerRMSNorm):
+    """Olmo2RMSNorm: as LigerRMSNorm, for norms whose output is added to a residual (in_place is False)."""
+
+    def __init__(
+        self,
+        hidden_size,
+        eps=1e-6,
+        offset=0.0,
+        casting_mode="llama",
+        init_fn="ones",
+        in_place=False,
+        row_mode=None,
+    ):
+        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
+
+
+class LigerRMSNormForGlm4(LigerRMSNorm):
+    """Glm4RMSNorm: as LigerRMSNorm, for norms whose output is added to a residual (in_place is False)."""
+
+    def __init__(
+        self,
+        hidden_size,
+        eps=1e-6,
+        offset=0.0,
+        casting_mode="llama",
+        init_fn="ones",
+        in_place=False,
+        row_mode=None,
+    ):
+        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
+
+
+class LigerRMSNormForQwen3Next(LigerRMSNorm):
+    """Qwen3NextRMSNorm: the weight is stored less one, fp32 until the final rounding."""
+
+    def __init__(
+        self,
+        hidden_size,
+        eps=1e-6,
+        offset=1.0,
+        casting_mode="gemma",
+        init_fn="zeros",
+        in_place=False,
+        row_mode=None,
+    ):
+        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
+
+
+class LigerRMSNormForMuseGlimmer(LigerRMSNorm):
+    """MuseGlimmerRMSNorm: the weight as it is, fp32 until the final rounding; with_scale=False: no weight,
+    no `dim`. Raises ValueError for a scale without `dim`.
+    """
+
+    def __init__(
+        self,
+        dim=None,
+        eps=1e-6,
+        offset=0.0,
+        casting_mode="gemma",
+        init_fn="ones",
+        in_place=False,
+        with_scale=True,
+    ):
+        if with_scale and dim is None:
+            raise ValueError("dim is None, expected the size of the last dimension: with_scale is True")
+        super().__init__(dim, eps, offset, casting_mode, init_fn, in_place, elementwise_affine=with_scale)
+        self.with_scale = with_scale
+
+    def forward(self, hidden_states):
+        return _with_optional_scale(self, hidden_states)
+
+
+class LigerRMSNormForMuseGlimmerTextCentered(LigerRMSNorm):
+    """MuseGlimmerTextCenteredRMSNorm: the weight is stored less one, fp32 until the final rounding."""
 
     def __init__(
         self,
