@@ -177,6 +177,8 @@ DPO = OpSpec(
         (dpo_sample("tau", loss_type="discopop"), dpo_sample("tau", loss_type="discopop", discopop_tau=0.5)),
     ),
     errors=(
+        (r"^weight has shape \(0, 16\), expected .* sharded head", {"weight": T((0, 16), "w")}),
+        (r"^ref_weight has shape \(720,\), expected .* sharded", {"ref_weight": T((720,), "w", False)}),
         (r"loss_type is 'ipo', expected one of .*apo_zero", {"loss_type": "ipo"}),
         (
             r"label_smoothing is 0.1 and loss_type 'hinge', expected 0",

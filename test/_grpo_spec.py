@@ -225,6 +225,7 @@ GRPO = OpSpec(
         )
     ),
     errors=(
+        (r"^weight has shape \(0, 16\), expected .* sharded head", {"weight": T((0, 16), "w")}),
         (r"loss_type is 'ppo', expected one of", {"loss_type": "ppo"}),
         (r"importance_sampling_level is 'word', expected 'token'", {"importance_sampling_level": "word"}),
         *(

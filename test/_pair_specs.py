@@ -229,6 +229,8 @@ KTO = OpSpec(
         for k, v in dict(beta=0.3, average_log_prob=True, softcap=1.0, logit_scale=0.5, kl=None).items()
     ),
     errors=(
+        (r"^weight has shape \(0, 16\), expected .* sharded head", {"weight": T((0, 16), "w")}),
+        (r"^ref_weight has shape \(720,\), expected .* sharded", {"ref_weight": T((720,), "w", False)}),
         (r"_input has shape \(42, 16\), expected \(batch", {"x": T((42, 16))}),
         (r"target has shape \(6, 8\), expected \(6, 7\)", {"target": T((6, 8), "index", False, high=45)}),
         (r"preference_labels is missing, expected one per sequence \(6,\)", {"labels": None}),

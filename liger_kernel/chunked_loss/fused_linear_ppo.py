@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from ..ops.linear_logprob import linear_logprob
-from .fused_linear_preference import Applied
+from .fused_linear_preference import Applied, check_heads
 
 IGNORED = -100
 
@@ -106,6 +106,7 @@ class LigerFusedLinearPPOBase(Applied):
         and change nothing. softcap, logit_scale, memory_budget: see `linear_logprob`.
         """
         check_completions(_input, selected_token_ids, attention_mask, advantages)
+        check_heads(weight, ref_weight)
         ids = selected_token_ids.masked_fill(attention_mask == 0, IGNORED)
         options = dict(
             temperature=temperature,

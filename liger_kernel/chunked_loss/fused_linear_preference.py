@@ -30,6 +30,16 @@ def check_pairs(_input, target):
         )
 
 
+def check_heads(weight, ref_weight):
+    """Raises ValueError for a head that is no whole matrix: trainers read its weight outside its module."""
+    for name, w in (("weight", weight), ("ref_weight", ref_weight)):
+        if w is not None and (w.dim() != 2 or w.shape[0] == 0):
+            raise ValueError(
+                f"{name} has shape {tuple(w.shape)}, expected (vocab_size, hidden_size); "
+                "a sharded head (ZeRO-3, FSDP) has to be gathered around this call"
+            )
+
+
 def masked_mean(values, mask):
     """Their mean over the mask; 0 where it is empty."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
@@ -133,6 +143,7 @@ class LigerFusedLinearPreferenceBase(Applied):
         change nothing. softcap, logit_scale, memory_budget: see `linear_logprob`.
         """
         check_pairs(_input, target)
+        check_heads(weight, ref_weight)
         n_pairs = _input.shape[0] // 2
         options = dict(
             ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, memory_budget=memory_budget

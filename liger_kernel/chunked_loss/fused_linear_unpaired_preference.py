@@ -3,7 +3,7 @@
 import torch
 
 from ..ops.linear_logprob import linear_logprob
-from .fused_linear_preference import Applied
+from .fused_linear_preference import Applied, check_heads
 
 
 class LigerFusedLinearUnpairedPreferenceBase(Applied):
@@ -56,6 +56,7 @@ class LigerFusedLinearUnpairedPreferenceBase(Applied):
         change nothing. softcap, logit_scale, memory_budget: see `linear_logprob`.
         """
         _check(_input, target, preference_labels)
+        check_heads(weight, ref_weight)
         options = dict(
             ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, memory_budget=memory_budget
         )
