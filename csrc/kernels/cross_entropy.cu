@@ -12,22 +12,16 @@
  * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118;
  * online softmax arXiv:1805.02867 */
 #include "cross_entropy.cuh"
+#include "row_pass.cuh"
 
 namespace {
-/* A row as `head` single elements up to the first 16-byte boundary, whole vectors, and `tail` single
- * elements. */
-struct row_cut {
-  int64_t head, n_vecs, tail;
-};
-template <typename T, int N> __device__ __forceinline__ row_cut cut_row(const T *p, int64_t n_cols) {
-  row_cut c = {0, n_cols, 0};
-  if (N > 1) {
-    c.head = (int64_t)((16 - (uintptr_t)p % 16) % 16 / sizeof(T));
-    c.head = c.head < n_cols ? c.head : n_cols;
-    c.n_vecs = (n_cols - c.head) / N;
-    c.tail = n_cols - c.head - c.n_vecs * N;
-  }
-  return c;
+template <bool FULL, class State, typename T, int U, int N>
+__device__ __forceinline__ void ce_push_vectors(State &s, const ce_params &p, const vec<T, N> (&x)[U],
+                                                int64_t col, int64_t step) {
+  float z[U][N];
+#pragma unroll
+  for (int u = 0; u < U; u++) ce_logits<FULL>(z[u], x[u], p);
+  ce_push(s, p, z, col, step);
 }
 
 /* N 1: rows of X and dX that are not cut alike */
@@ -44,40 +38,15 @@ __global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_p
   const int64_t tail_col = cut.head + cut.n_vecs * N;
   if (t.skip) {
     if (tid == 0) ce_fill_outputs(p, row, t.fill);
-    if (!dX) return;
-    vec<T, N> v;
-#pragma unroll
-    for (int j = 0; j < N; j++) from_f32(v.v[j], t.fill);
-    for (int64_t i = tid; i < cut.n_vecs; i += step) store_vec_stream<T, N>(dX + cut.head + i * N, v);
-    if (tid < cut.head) dX[tid] = v.v[0];
-    if (tid < cut.tail) dX[tail_col + tid] = v.v[0];
+    if (dX) row_fill<T, N>(dX, cut, t.fill);
     return;
   }
 
   state s;
   ce_reset(s);
-  const auto push_one = [&](int64_t col) {
-    float z[1][1];
-    ce_logits<FULL>(z[0], load_vec<T, 1>(X + col), p);
-    ce_push(s, p, z, col, 0);
-  };
-  if (tid < cut.head) push_one(tid);
-  int64_t i = tid;
-  for (; i + (U - 1) * step < cut.n_vecs; i += U * step) {
-    vec<T, N> x[U];
-    float z[U][N];
-#pragma unroll
-    for (int u = 0; u < U; u++) x[u] = load_vec<T, N>(X + cut.head + (i + u * step) * N);
-#pragma unroll
-    for (int u = 0; u < U; u++) ce_logits<FULL>(z[u], x[u], p);
-    ce_push(s, p, z, cut.head + i * N, step * N);
-  }
-  for (; i < cut.n_vecs; i += step) {
-    float z[1][N];
-    ce_logits<FULL>(z[0], load_vec<T, N>(X + cut.head + i * N), p);
-    ce_push(s, p, z, cut.head + i * N, 0);
-  }
-  if (tid < cut.tail) push_one(tail_col + tid);
+  row_read<U, N>(X, cut, [&](const auto &x, int64_t col, int64_t vec_step) {
+    ce_push_vectors<FULL>(s, p, x, col, vec_step);
+  });
   s = ce_block_merge(s, scratch);
   const ce_gradient g = ce_finish(p, row, s, t, tid == 0);
   if (!dX) return;
@@ -109,13 +78,6 @@ __global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_p
   if (tid < cut.tail) single(tail_col + tid);
   __syncthreads();
   if (tid == 0) from_f32(dX[t.y], g.dz_y);
-}
-
-/* Threads of a block: enough for 4 vectors each, so that narrow rows leave room for other rows on the
- * multiprocessor. */
-int plan_threads(int64_t n_cols, int elem_size) {
-  const int64_t n_vecs = n_cols * elem_size / 16;
-  return n_vecs <= 256 ? 64 : n_vecs <= 1024 ? 256 : n_vecs <= 4096 ? 512 : 1024;
 }
 
 /* ---- statistics of the targets: slices of the rows (and classes), one per block, then the slices in order  */
@@ -218,7 +180,7 @@ extern "C" liger_status liger_cross_entropy_cuda(const liger_cross_entropy_args 
     /* both start at the same distance from a 16-byte boundary, in every row */
     const bool alike = !a->dX || (((uintptr_t)a->X - (uintptr_t)a->dX) % 16 == 0 &&
                                   (a->X_row_stride - a->dX_row_stride) * (int64_t)sizeof(T) % 16 == 0);
-    const int threads = plan_threads(a->n_cols, sizeof(T));
+    const int threads = row_threads(a->n_cols, sizeof(T));
 #define BLOCK_KERNEL(N, FULL) \
   cross_entropy_block_kernel<T, N, FULL><<<(unsigned)a->n_rows, threads, 0, stream>>>(p)
     if (alike && full) BLOCK_KERNEL(vec_width<T>::value, true);

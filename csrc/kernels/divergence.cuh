@@ -7,7 +7,7 @@
  *         not aligned (an odd vocabulary) begin and end with single elements */
 #ifndef LIGER_DIVERGENCE_CUH
 #define LIGER_DIVERGENCE_CUH
-#include "primitives.cuh"
+#include "row_pass.cuh"
 
 /* The scalars are fp32 here, so that no kernel computes in fp64. */
 struct divergence_params {
@@ -146,32 +146,6 @@ __device__ __forceinline__ float loss_scale(const divergence_params &p) {
 __device__ __forceinline__ float grad_scale(const divergence_params &p) {
   return loss_scale(p) * (p.grad && !p.elementwise ? *p.grad : 1.0f);
 }
-/* A row as `head` single elements up to the first 16-byte boundary, whole vectors, and `tail` single
- * elements. */
-struct row_cut {
-  int64_t head, n_vecs, tail;
-};
-template <typename T, int N> __device__ __forceinline__ row_cut cut_row(const T *p, int64_t n_cols) {
-  row_cut c = {0, n_cols, 0};
-  if (N > 1) {
-    c.head = (int64_t)((16 - (uintptr_t)p % 16) % 16 / sizeof(T));
-    c.head = c.head < n_cols ? c.head : n_cols;
-    c.n_vecs = (n_cols - c.head) / N;
-    c.tail = n_cols - c.head - c.n_vecs * N;
-  }
-  return c;
-}
-/* dX of an ignored row; the whole block calls */
-template <typename T, int N> __device__ __forceinline__ void clear_gradient(T *dX, const row_cut &cut) {
-  vec<T, N> zero;
-#pragma unroll
-  for (int j = 0; j < N; j++) from_f32(zero.v[j], 0.0f);
-  for (int64_t i = threadIdx.x; i < cut.n_vecs; i += blockDim.x)
-    store_vec_stream<T, N>(dX + cut.head + i * N, zero);
-  if (threadIdx.x < cut.head) dX[threadIdx.x] = zero.v[0];
-  if (threadIdx.x < cut.tail) dX[cut.head + cut.n_vecs * N + threadIdx.x] = zero.v[0];
-}
-
 constexpr int DIVERGENCE_THREADS = 512;
 
 /* N neighbouring elements from column col on: their losses' sum, or their losses stored; dX stored */
@@ -211,7 +185,7 @@ __global__ void __launch_bounds__(DIVERGENCE_THREADS, 2) divergence_kernel(const
     if (p.loss && p.elementwise)
       for (int64_t col = tid; col < p.n_cols; col += step) p.loss[row * p.n_cols + col] = 0.0f;
     else if (p.loss && tid == 0) p.loss[row] = 0.0f;
-    if (dX) clear_gradient<T, N>(dX, cut);
+    if (dX) row_fill<T, N>(dX, cut, 0.0f);
     return;
   }
   const Op op(p);

@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(1024, 1) linear_logprob_fwd_block_kernel(const
   }
   state s;
   ce_reset(s);
-  row_read<U, N>(X, row_parts_of<T, N>(X, p.n_cols),
+  row_read<U, N>(X, cut_row<T, N>(X, p.n_cols),
                  [&](const auto &x, int64_t col, int64_t step) { lp_push<FULL>(s, p.map, x, col, step); });
   s = ce_block_merge(s, scratch);
   const bool dead = s.d == 0.0f; /* nothing but -inf */
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(1024, 1) linear_logprob_bwd_block_kernel(const
   const int64_t row = blockIdx.x, tid = threadIdx.x;
   const T *const X = (const T *)p.X + row * p.X_row_stride;
   T *const dX = (T *)p.dX + row * p.X_row_stride;
-  const row_parts parts = row_parts_of<T, N>(X, p.n_cols);
+  const row_cut cut = cut_row<T, N>(X, p.n_cols);
   const float *const saved = p.stats + row * LIGER_LOGPROB_STATS;
   const auto incoming = [&](const float *g, int64_t stride) {
     return g ? g[row * stride] * p.map.slope : 0.0f;
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(1024, 1) linear_logprob_bwd_block_kernel(const
   g.y = p.ids[row * p.ids_stride];
   g.m = saved[0];
   if (!lp_valid(g.y, p.n_cols, p.ignore_index) || saved[1] == 0.0f) { /* the whole block leaves here */
-    row_fill<T, N>(dX, parts, 0.0f);
+    row_fill<T, N>(dX, cut, 0.0f);
     return;
   }
   g.k = 1.0f / saved[1];
@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(1024, 1) linear_logprob_bwd_block_kernel(const
     __syncthreads();
   }
 
-  row_map<4, N>(dX, X, parts, [&](const auto &x, int64_t col) {
+  row_map<4, N>(dX, X, cut, [&](const auto &x, int64_t col) {
     constexpr int M = sizeof(x.v) / sizeof(T);
     float z[M], dz[M];
     lp_load<CAPPED>(z, x, p.map);

@@ -6,11 +6,12 @@
 #include "primitives.cuh"
 
 namespace {
-struct row_parts {
-  int64_t head, n_vecs, tail; /* single elements, vectors of N, single elements */
+/* A row as `head` single elements up to the first 16-byte boundary, vectors of N, and `tail` single elements. */
+struct row_cut {
+  int64_t head, n_vecs, tail;
 };
-template <typename T, int N> __device__ __forceinline__ row_parts row_parts_of(const T *p, int64_t n_cols) {
-  row_parts r = {0, n_cols, 0};
+template <typename T, int N> __device__ __forceinline__ row_cut cut_row(const T *p, int64_t n_cols) {
+  row_cut r = {0, n_cols, 0};
   if (N > 1) {
     r.head = (int64_t)((16 - (uintptr_t)p % 16) % 16 / sizeof(T));
     r.head = r.head < n_cols ? r.head : n_cols;
@@ -23,7 +24,7 @@ template <typename T, int N> __device__ __forceinline__ row_parts row_parts_of(c
 /* f(x, col, step) of every part of the row, each once: x is an array of U vectors, of one vector, or of one vector
  * of one element, and vector u of it begins at column col + u * step */
 template <int U, int N, typename T, class F>
-__device__ __forceinline__ void row_read(const T *X, const row_parts &r, F f) {
+__device__ __forceinline__ void row_read(const T *X, const row_cut &r, F f) {
   const int64_t tid = threadIdx.x, step = blockDim.x, tail_col = r.head + r.n_vecs * N;
   const auto one = [&](int64_t col) {
     const vec<T, 1> x[1] = {load_vec<T, 1>(X + col)};
@@ -47,7 +48,7 @@ __device__ __forceinline__ void row_read(const T *X, const row_parts &r, F f) {
 /* Y = f(x, col) of every vector, or vector of one element, of the row; Y may be X. Backwards: what a pass before
  * this one read last is the likeliest to be in cache still. */
 template <int U, int N, typename T, class F>
-__device__ __forceinline__ void row_map(T *Y, const T *X, const row_parts &r, F f) {
+__device__ __forceinline__ void row_map(T *Y, const T *X, const row_cut &r, F f) {
   const int64_t tid = threadIdx.x, step = blockDim.x, tail_col = r.head + r.n_vecs * N;
   const int64_t turns = (r.n_vecs + step - 1) / step;
   for (int64_t turn = turns; turn > 0; turn -= U) {
@@ -69,7 +70,7 @@ __device__ __forceinline__ void row_map(T *Y, const T *X, const row_parts &r, F 
 }
 
 /* every element of the row = value */
-template <typename T, int N> __device__ __forceinline__ void row_fill(T *Y, const row_parts &r, float value) {
+template <typename T, int N> __device__ __forceinline__ void row_fill(T *Y, const row_cut &r, float value) {
   const int64_t tid = threadIdx.x, step = blockDim.x;
   vec<T, N> v;
 #pragma unroll
