@@ -41,6 +41,7 @@ lint: build
 	$(PY) -m ruff check --output-format concise .
 	git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs $(dir $(shell command -v $(PY)))clang-format --dry-run -Werror
 	$(PY) tools/lint.py
+	$(PY) -m benchmark.operators_page --check
 
 format: $(READY)
 	-$(PY) -m ruff check --fix --quiet .

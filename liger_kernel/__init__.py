@@ -15,6 +15,12 @@ _LAZY = {
     "get_memory_budget": "liger_kernel.ops.linear_loss",
     "patch_report": "liger_kernel.transformers.patching",
     "revert": "liger_kernel.transformers.patching",
+    "set_impl": "liger_kernel.backends",
+    "get_impl": "liger_kernel.backends",
+    "available_impls": "liger_kernel.backends",
+    "set_backend": "liger_kernel.backends",
+    "get_backend": "liger_kernel.backends",
+    "available_backends": "liger_kernel.backends",
 }
 
 __all__ = ["__version__", *_LAZY]
@@ -23,10 +29,12 @@ warn_if_both_installed()
 
 
 def __getattr__(name):
+    if name == "functional":  # upstream imports it here
+        return importlib.import_module("liger_kernel.functional")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "functional"})

@@ -17,7 +17,7 @@ SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".cpp")
 KERNELS = ("csrc/kernels/*", "csrc/liger*.h")
 
 # What a folder may import: itself and every folder of a lower rank.
-RANKS = {"transformers": 3, "chunked_loss": 2, "megatron": 2, "ops": 1}
+RANKS = {"transformers": 3, "chunked_loss": 2, "functional": 2, "megatron": 2, "ops": 1}
 BASE = {
     "__init__",
     "_load",

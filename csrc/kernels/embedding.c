@@ -1,9 +1,9 @@
-/* embedding   Y_t = W_{ids_t};      dW_v = sum of dY_t over the t with ids_t = v
+/* embedding   Y_t = W_{ids_t}; dW_v = sum of dY_t over the t with ids_t = v
  * Shapes      W dW (n_embeddings, n_cols), Y dY (n_rows, n_cols), last dim contiguous; ids (n_rows)
  * Rounding    forward copies; dW is added up in `real`, in the order of t, and rounded once
- * Plan        backward over the sorted ids, in slices that are fixed by their number (csrc/liger_rows.h): each row of dW is
- *             written once, as a run's sum or as zeros
- * Source      torch.nn.functional.embedding                                                                   */
+ * Plan        backward over the sorted ids, in slices that are fixed by their number (csrc/liger_rows.h):
+ *             each row of dW is written once, as a run's sum or as zeros
+ * Source      torch.nn.functional.embedding */
 #include "primitives.h"
 
 enum { COLS = 1024 };

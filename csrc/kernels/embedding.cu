@@ -1,11 +1,12 @@
-/* embedding   Y_t = W_{ids_t};      dW_v = sum of dY_t over the t with ids_t = v
+/* embedding   Y_t = W_{ids_t}; dW_v = sum of dY_t over the t with ids_t = v
  * Shapes      W dW (n_embeddings, n_cols), Y dY (n_rows, n_cols), last dim contiguous; ids (n_rows)
  * Rounding    forward copies; dW is added up in fp32, in the order of t, and rounded once
- * Floor       fwd 2*n_rows*n_cols*s bytes;  bwd (n_rows + n_embeddings)*n_cols*s
- * Plan        forward: 1 to 256 threads per row, up to 4 vectors of 16 bytes each in flight. Backward over the sorted ids, in
- *             slices that are fixed by their number (csrc/liger_rows.h): a thread owns a vector of columns and walks its slice,
- *             4 rows in flight; no atomics. dW is cleared first, past the multiprocessors
- * Source      torch.nn.functional.embedding                                                                   */
+ * Floor       fwd 2*n_rows*n_cols*s bytes; bwd (n_rows + n_embeddings)*n_cols*s
+ * Plan        forward: 1 to 256 threads per row, up to 4 vectors of 16 bytes each in flight. Backward over
+ *             the sorted ids, in slices that are fixed by their number (csrc/liger_rows.h): a thread owns a
+ *             vector of columns and walks its slice, 4 rows in flight; no atomics. dW is cleared first, past
+ *             the multiprocessors
+ * Source      torch.nn.functional.embedding */
 #include "primitives.cuh"
 
 namespace {

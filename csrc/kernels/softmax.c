@@ -1,9 +1,10 @@
-/* softmax    Y = e^(X - m) / d,   m = max X,   d = sum(e^(X - m));     dX = Y (dY - sum(dY Y))       per row
+/* softmax    Y = e^(X - m) / d, m = max X, d = sum(e^(X - m)); dX = Y (dY - sum(dY Y)) per row
  * Shapes     X Y dX dY (n_rows, n_cols, n_inner); the sums run over n_cols. Rows of n_inner 1 are contiguous
  * Rounding   everything in `real`, one rounding at the store
- * Plan       a row of up to LIGER_TILE columns is read once and each e^x computed once; a wider one passes through
- *            the buffer twice. n_inner > 1: LIGER_SOFTMAX_TILE neighbouring rows side by side, a column at a time
- * Source     online maximum and sum: arXiv:1805.02867; the function: torch.softmax                          */
+ * Plan       a row of up to LIGER_TILE columns is read once and each e^x computed once; a wider one passes
+ *            through the buffer twice. n_inner > 1: LIGER_SOFTMAX_TILE neighbouring rows side by side, a
+ *            column at a time
+ * Source     online maximum and sum: arXiv:1805.02867; the function: torch.softmax */
 #include "stream.h"
 
 enum {
@@ -49,8 +50,8 @@ static void scale_to(void *out, real *e, int64_t n, real k, liger_dtype t) {
   }
 }
 
-/* A large result is written past the caches, in blocks, while the next row's blocks are on their way into them; one of
- * 16 bits is bound by its arithmetic instead. */
+/* A large result is written past the caches, in blocks, while the next row's blocks are on their way into
+ * them; one of 16 bits is bound by its arithmetic instead. */
 enum { OUT_BLOCK = 1024 };
 static int is_large(int64_t n_rows, int64_t n_cols, liger_dtype t) {
   return t == LIGER_REAL && n_rows * n_cols * (int64_t)sizeof(real) > LIGER_STREAM_BYTES;
@@ -148,7 +149,7 @@ static void bwd_row(const liger_softmax_bwd_args *a, int64_t row, real *restrict
   }
 }
 
-/* ---- rows side by side, n_inner apart: each loop below runs over n neighbouring rows ------------------------- */
+/* ---- rows side by side, n_inner apart: each loop below runs over n neighbouring rows ------------------- */
 enum { INNER = LIGER_SOFTMAX_TILE, SUM_COLS = 32 };
 
 static void fwd_inner(const liger_softmax_fwd_args *a, int64_t row, int64_t i0, int64_t n) {

@@ -1,17 +1,19 @@
-/* softmax    Y = e^(X - m) / d,   m = max X,   d = sum(e^(X - m));     dX = Y (dY - sum(dY Y))       per row
+/* softmax    Y = e^(X - m) / d, m = max X, d = sum(e^(X - m)); dX = Y (dY - sum(dY Y)) per row
  * Shapes     X Y dX dY (n_rows, n_cols, n_inner); the sums run over n_cols. Rows of n_inner 1 are contiguous
  * Rounding   fp32 to the end, one rounding at the store
- * Floor      fwd 2*N*s bytes;  bwd 3*N*s    (N = n_rows*n_cols*n_inner)
- * Plan       8 to 1024 threads per row with 2 or 8 vectors each, narrow rows side by side in a block: a row is read once,
- *            and several blocks share a multiprocessor, so that one loads while another computes or writes. Wider rows
- *            stay in the registers of a cluster on Hopper (softmax_sm90.cu), else they are looped over. n_inner > 1:
- *            neighbouring rows on neighbouring threads, and slices of the columns
- * Source     online maximum and sum: arXiv:1805.02867; the function: torch.softmax                                  */
+ * Floor      fwd 2*N*s bytes; bwd 3*N*s (N = n_rows*n_cols*n_inner)
+ * Plan       8 to 1024 threads per row with 2 or 8 vectors each, narrow rows side by side in a block: a row
+ *            is read once, and several blocks share a multiprocessor, so that one loads while another
+ *            computes or writes. Wider rows stay in the registers of a cluster on Hopper (softmax_sm90.cu),
+ *            else they are looped over. n_inner > 1: neighbouring rows on neighbouring threads, and slices of
+ *            the columns
+ * Source     online maximum and sum: arXiv:1805.02867; the function: torch.softmax */
 #include "softmax.cuh"
 
 namespace {
-/* ---- rows held on the chip --------------------------------------------------------------------------------- */
-/* N 1: rows that are not made of aligned vectors. Registers for two blocks of 512 threads on a multiprocessor. */
+/* ---- rows held on the chip ----------------------------------------------------------------------------- */
+/* N 1: rows that are not made of aligned vectors. Registers for two blocks of 512 threads on a
+ * multiprocessor. */
 template <typename T, int N, int NV>
 __global__ void __launch_bounds__(SOFTMAX_MAX_THREADS, 1)
     softmax_fwd_kernel(T *Y, const T *X, int64_t n_rows, int64_t n_cols, int64_t X_row_stride,
@@ -44,11 +46,11 @@ __global__ void __launch_bounds__(SOFTMAX_MAX_THREADS, 1)
                              });
 }
 
-/* ---- wider rows: a block loops over one, the second time from cache where it fits ---------------------------- */
+/* ---- wider rows: a block loops over one, the second time from cache where it fits ---------------------- */
 constexpr int LOOP_THREADS = 1024;
 
-/* This thread's vectors of the row, U of them in flight: load(u, column, inside) fetches one, then use(column, step)
- * takes the U that begin `step` columns apart. */
+/* This thread's vectors of the row, U of them in flight: load(u, column, inside) fetches one, then
+ * use(column, step) takes the U that begin `step` columns apart. */
 template <int N, int U, class Load, class Use>
 __device__ __forceinline__ void loop_row(int64_t n_cols, Load load, Use use) {
   const int64_t step = (int64_t)blockDim.x * N;
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(LOOP_THREADS)
   });
 }
 
-/* ---- rows side by side, n_inner apart ------------------------------------------------------------------------ */
+/* ---- rows side by side, n_inner apart ------------------------------------------------------------------ */
 /* `width` neighbouring rows to a block (a power of two), and blockDim.x / width slices of their columns */
 constexpr int INNER_THREADS = 512, INNER_WIDTH = 64;
 struct inner_place {
@@ -189,7 +191,7 @@ __global__ void __launch_bounds__(INNER_THREADS)
       from_f32(dX[c * n_inner], to_f32(Y[c * n_inner]) * (to_f32(dY[c * n_inner]) - s));
 }
 
-/* ---- launch plans: pure functions of the sizes ----------------------------------------------------------------- */
+/* ---- launch plans: pure functions of the sizes --------------------------------------------------------- */
 struct row_plan {
   int threads_per_row, threads, vectors; /* vectors 0: loop over the row */
 };
@@ -201,7 +203,8 @@ row_plan plan_rows(int64_t n_vecs, bool aligned) {
   /* narrow rows share a block of 128 threads; a wider one has a block, which then has one row alone */
   return {threads_per_row, threads_per_row <= GPU_MIN_LANES ? 128 : threads_per_row, vectors};
 }
-/* width 64 makes accesses of 128 bytes of 16-bit elements; about 8 columns a thread before there are more slices */
+/* width 64 makes accesses of 128 bytes of 16-bit elements; about 8 columns a thread before there are more
+ * slices */
 void plan_inner(int64_t n_cols, int64_t n_inner, int *width, int *threads) {
   *width = 2;
   while (*width < INNER_WIDTH && *width < n_inner) *width *= 2;

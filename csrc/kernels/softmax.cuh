@@ -1,11 +1,12 @@
-/* What the paths of softmax share: the running statistics of a row, and a row (or a cluster's slice of one) held in
- * registers and shared memory between its two uses. The equations stand at liger_softmax_fwd_args. */
+/* What the paths of softmax share: the running statistics of a row, and a row (or a cluster's slice of
+ * one) held in registers and shared memory between its two uses. The equations stand at
+ * liger_softmax_fwd_args. */
 #ifndef LIGER_SOFTMAX_CUH
 #define LIGER_SOFTMAX_CUH
 #include "cross_entropy.cuh"
 
-/* The path that holds a row in the registers of a cluster. False: this device, build, width or alignment is not its;
- * nothing was launched. */
+/* The path that holds a row in the registers of a cluster. False: this device, build, width or alignment
+ * is not its; nothing was launched. */
 bool liger_internal_softmax_fwd_cluster(const liger_softmax_fwd_args *a, gpu_stream stream,
                                         liger_status *status);
 bool liger_internal_softmax_bwd_cluster(const liger_softmax_bwd_args *a, gpu_stream stream,
@@ -15,8 +16,9 @@ namespace {
 constexpr int SOFTMAX_NV = 8; /* vectors of a row that a thread holds */
 constexpr int SOFTMAX_MAX_THREADS = 1024;
 
-/* m: the largest element, d: sum of e^(z - m). Exponents are differences to m first, so that the largest element counts
- * exactly 1 and a one-hot row is exact. Merged by cross_entropy.cuh's trees, which find these by their names. */
+/* m: the largest element, d: sum of e^(z - m). Exponents are differences to m first, so that the largest
+ * element counts exactly 1 and a one-hot row is exact. Merged by cross_entropy.cuh's trees, which find
+ * these by their names. */
 struct softmax_state {
   float m, d;
 };
@@ -74,9 +76,10 @@ __device__ __forceinline__ vec<T, N> softmax_dx(const vec<T, N> &dy, const vec<T
   return pack<T, N>(g);
 }
 
-/* ---- a row, or a slice of it, of n_vecs vectors, held by its threads -----------------------------------------
- * A thread owns NV vectors, CHUNK apart, as in row_walk; the number of threads is a multiple of CHUNK. X, Y and the others
- * point to the row's first element. All threads call, with n_vecs 0 where they have no row. */
+/* ---- a row, or a slice of it, of n_vecs vectors, held by its threads
+ * ----------------------------------------- A thread owns NV vectors, CHUNK apart, as in row_walk; the
+ * number of threads is a multiple of CHUNK. X, Y and the others point to the row's first element. All
+ * threads call, with n_vecs 0 where they have no row. */
 template <int NV> struct softmax_chunk {
   static constexpr int value = NV == SOFTMAX_NV ? 16 : 8;
 };
@@ -85,8 +88,8 @@ template <int NV> __device__ __forceinline__ int softmax_first(int lane) {
   return lane / CHUNK * (CHUNK * NV) + lane % CHUNK;
 }
 
-/* Between the two uses of a vector it stays packed: nvcc would keep its fp32 values, which take twice the registers, so
- * to it the words have changed. */
+/* Between the two uses of a vector it stays packed: nvcc would keep its fp32 values, which take twice the
+ * registers, so to it the words have changed. */
 template <typename T, int N>
 __device__ __forceinline__ void softmax_keep_packed([[maybe_unused]] vec<T, N> &x) {
 #if !LIGER_HIP
@@ -135,8 +138,9 @@ __device__ __forceinline__ void softmax_fwd_part(T *Y, const T *X, int lane, int
   }
 }
 
-/* dY stays in registers. Y, if vectors have 16 bytes, waits in the thread's own `slots` of shared memory, `threads` apart:
- * both in registers would leave room for half the rows. sum(v): over all threads that share the row. */
+/* dY stays in registers. Y, if vectors have 16 bytes, waits in the thread's own `slots` of shared memory,
+ * `threads` apart: both in registers would leave room for half the rows. sum(v): over all threads that
+ * share the row. */
 template <typename T, int N, int NV, class Sum>
 __device__ __forceinline__ void softmax_bwd_part(T *dX, const T *dY, const T *Y, int lane, int n_vecs,
                                                  uint4 *slots, Sum sum) {

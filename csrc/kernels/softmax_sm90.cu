@@ -1,9 +1,8 @@
-/* softmax on Hopper: a row that one block cannot hold is held by a cluster, so it is read once.
- *
- * Plan     2 to 8 blocks per row, each with a slice of it as in softmax.cu; their statistics meet in distributed shared
- *          memory, as a tree. Slices of 64 KB leave room for two blocks on a multiprocessor; up to 128 KB for the widest
- *          rows, so a row may have 1 MB: 262144 columns of fp32
- * Applies  on compute capability 9.0, to rows of aligned 16-byte vectors of more than 64 KB; else softmax.cu        */
+/* softmax on Hopper: a row that one block cannot hold is held by a cluster, so it is read once. Plan 2 to
+ * 8 blocks per row, each with a slice of it as in softmax.cu; their statistics meet in distributed shared
+ * memory, as a tree. Slices of 64 KB leave room for two blocks on a multiprocessor; up to 128 KB for the
+ * widest rows, so a row may have 1 MB: 262144 columns of fp32 Applies on compute capability 9.0, to rows
+ * of aligned 16-byte vectors of more than 64 KB; else softmax.cu */
 #include "cluster_sm90.cuh"
 #include "softmax.cuh"
 
@@ -37,7 +36,8 @@ __device__ __forceinline__ slice slice_of(const cg::cluster_group &cluster, int6
                                     : slice_vecs),
           n_blocks, rank};
 }
-/* every block's value, one of them in each group of n_blocks lanes; cluster.barrier_wait() before the kernel ends */
+/* every block's value, one of them in each group of n_blocks lanes; cluster.barrier_wait() before the
+ * kernel ends */
 template <class V>
 __device__ __forceinline__ V exchange(cg::cluster_group &cluster, V v, V *of_block, int n_blocks) {
   if (threadIdx.x == 0) *of_block = v;

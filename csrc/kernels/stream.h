@@ -6,9 +6,9 @@
 #include <immintrin.h>
 #endif
 
-/* n bytes of src (in cache) to dst past the caches: a store that first reads the line it will overwrite costs half as
- * much again. For results so large that the next reader finds little of them in cache anyway; stream_end() once all is
- * written, before another thread may read. */
+/* n bytes of src (in cache) to dst past the caches: a store that first reads the line it will overwrite
+ * costs half as much again. For results so large that the next reader finds little of them in cache
+ * anyway; stream_end() once all is written, before another thread may read. */
 enum { LIGER_STREAM_BYTES = 16 << 20 };
 static inline void stream_bytes(void *dst, const void *src, size_t n) {
 #if defined(__SSE2__)

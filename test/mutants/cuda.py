@@ -16,6 +16,7 @@ LOGPROB = "csrc/kernels/linear_logprob.cu"
 GROUP = "csrc/kernels/group_norm.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 DIVERGENCE = "csrc/kernels/divergence.cuh"
+SPARSEMAX = "csrc/kernels/sparsemax.cu"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
 
 MUTANTS = [
@@ -275,5 +276,19 @@ MUTANTS = [
         "linear_logprob_fwd_block_kernel<T, true><<<grid, threads, 0, stream>>>(p);",
         "linear_logprob_fwd_block_kernel<T, true><<<grid, threads, 0, 0>>>(p);",
         gpu("linear_logprob", "current_stream"),
+    ),
+    (
+        "sparsemax_one_step",
+        SPARSEMAX,
+        "s.n >= before) return;",
+        "before < INT64_MAX) return;",
+        ops("sparsemax"),
+    ),
+    (
+        "sparsemax_mean_of_all_columns",
+        SPARSEMAX,
+        "s.sum / (float)s.n : 0.0f;",
+        "s.sum / (float)n_cols : 0.0f;",
+        ops("sparsemax"),
     ),
 ]

@@ -8,6 +8,7 @@ def ops(op, what):
 NUMBERS = "test_within_eagers_error"
 RMS, GLU, ROPE = "csrc/kernels/rms_norm.c", "csrc/kernels/glu.h", "csrc/kernels/rope.c"
 CE, LOSS = "csrc/kernels/cross_entropy.c", "csrc/kernels/loss_common.c"
+SPARSEMAX = "csrc/kernels/sparsemax.c"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.c", "csrc/kernels/embedding.c"
 
 MUTANTS = [
@@ -256,4 +257,19 @@ MUTANTS = [
         "p * a->dY_row_stride",
         ops("embedding", NUMBERS),
     ),
+    (
+        "sparsemax_one_step",
+        SPARSEMAX,
+        "if (s.bad || s.n >= before) break;",
+        "if (s.bad || before < INT64_MAX) break;",
+        ops("sparsemax", NUMBERS),
+    ),
+    (
+        "sparsemax_mean_of_all_columns",
+        SPARSEMAX,
+        "(real)(total / (double)n_above)",
+        "(real)(total / (double)n_cols)",
+        ops("sparsemax", NUMBERS),
+    ),
+    ("sparsemax_nan_is_zero", SPARSEMAX, "bad += z != z;", "", ["test/test_c.py", "-k", "sparsemax"]),
 ]

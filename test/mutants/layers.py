@@ -132,4 +132,25 @@ MUTANTS = [
         "return padding_idx",
         ops("embedding", NUMBERS),
     ),
+    (
+        "sparsemax_gradient_not_moved_back",
+        PY + "sparsemax.py",
+        "dx.movedim(-1, ctx.dim) if many",
+        "dx if many",
+        ops("sparsemax", "eagers_error"),
+    ),
+    (
+        "functional_ignores_impl",
+        "liger_kernel/functional/_operator.py",
+        "if impl is None and backend is None and plain(op_name):",
+        "if plain(op_name) or impl:",
+        ["test/test_functional.py"],
+    ),
+    (
+        "dispatch_ignores_set_impl",
+        "liger_kernel/backends/dispatch.py",
+        "return _chosen is None and not _ENV",
+        "return not _ENV",
+        ["test/test_functional.py"],
+    ),
 ]
