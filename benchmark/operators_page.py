@@ -97,7 +97,7 @@ def section(spec):
     module = importlib.import_module(f"liger_kernel.ops.{spec.name}")
     function = function_of(module)
     lines = [f"## {spec.name}", "", markdown(_docstring(module))]
-    if function is not None:
+    if hasattr(function, "forward"):
         signature = str(inspect.signature(function.forward)).replace("(ctx, ", "(")
         lines += [f"`{function.__name__}.apply{signature}`", "", markdown(_docstring(function))]
     options = ", ".join(f"`{o}`" for o in options_of(spec)) or "none"
@@ -125,7 +125,7 @@ def page():
     body = []
     for spec in specs:
         title = _docstring(importlib.import_module(f"liger_kernel.ops.{spec.name}")).split("\n\n")[0]
-        title = re.split(r": reference|\. Reference|:\s", " ".join(title.split()))[0].rstrip(".")
+        title = re.split(r": reference|: fakes|\. Reference", " ".join(title.split()))[0].rstrip(".")
         by = measured(spec.name)
         link = f"[{spec.name}](#{spec.name})"
         body.append([link, title.replace("|", "\\|"), spec.notes, best(by["cpu"]), best(by["cuda"])])

@@ -90,6 +90,7 @@ def test_signature(module, name):
     for part in name.split("."):
         thing = getattr(thing, part)
     thing = thing.fset if isinstance(thing, property) else thing  # the snapshot has the setter's arguments
+    thing = thing.fget if isinstance(thing, property) else thing
     mine = [p for p in inspect.signature(thing).parameters.values() if p.name not in ("self", "cls", "ctx")]
     upstream = theirs(API[module][name])
     named = {p.name: p for p in mine}

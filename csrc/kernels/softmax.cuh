@@ -76,10 +76,9 @@ __device__ __forceinline__ vec<T, N> softmax_dx(const vec<T, N> &dy, const vec<T
   return pack<T, N>(g);
 }
 
-/* ---- a row, or a slice of it, of n_vecs vectors, held by its threads
- * ----------------------------------------- A thread owns NV vectors, CHUNK apart, as in row_walk; the
- * number of threads is a multiple of CHUNK. X, Y and the others point to the row's first element. All
- * threads call, with n_vecs 0 where they have no row. */
+/* ---- a row, or a slice of it, of n_vecs vectors, held by its threads ---------------------------------------
+ * A thread owns NV vectors, CHUNK apart, as in row_walk; the number of threads is a multiple of CHUNK. X, Y
+ * and the others point to the row's first element. All threads call, with n_vecs 0 where they have no row. */
 template <int NV> struct softmax_chunk {
   static constexpr int value = NV == SOFTMAX_NV ? 16 : 8;
 };

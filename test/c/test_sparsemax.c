@@ -6,14 +6,15 @@ static int descending(const void *a, const void *b) {
   return x < y ? 1 : x > y ? -1 : 0;
 }
 
-static double tau_of(const double *x, int64_t n) { /* relative to nothing: x is small here */
-  double *sorted = malloc((size_t)n * 8), tau = 0;
+static long double tau_of(const double *x, int64_t n) {
+  double *sorted = malloc((size_t)n * 8);
+  long double tau = 0;
   memcpy(sorted, x, (size_t)n * 8);
   qsort(sorted, (size_t)n, 8, descending);
   long double sum = 0;
   for (int64_t k = 1; k <= n; k++) {
     sum += sorted[k - 1];
-    if (1 + (long double)k * sorted[k - 1] > sum) tau = (double)((sum - 1) / k);
+    if (1 + (long double)k * sorted[k - 1] > sum) tau = (sum - 1) / k;
   }
   free(sorted);
   return tau;
@@ -29,8 +30,8 @@ static void run(int64_t rows, int64_t cols, int64_t pad, liger_dtype t, double s
   double *row = malloc((size_t)(cols + 1) * 8);
   for (int64_t r = 0; r < rows; r++) {
     for (int64_t c = 0; c < cols; c++) row[c] = get(x, r * stride + c);
-    const double tau = tau_of(row, cols);
-    for (int64_t c = 0; c < cols; c++) want_y[r * cols + c] = fmax(row[c] - tau, 0);
+    const long double tau = tau_of(row, cols);
+    for (int64_t c = 0; c < cols; c++) want_y[r * cols + c] = fmax((double)(row[c] - tau), 0);
   }
   liger_softmax_fwd_args f = {y.p, x.p, rows, cols, 1, stride, t};
   expect(liger_sparsemax_fwd_cpu(&f, 0, rows / 2) == LIGER_OK, "fwd, first half");
