@@ -281,15 +281,24 @@ def judge(
 
 
 def evaluate(
-    spec: OpSpec, sample: Sample, device="cpu", x=torch.float32, w=None, layout=None, autocast=None, fn=None
+    spec: OpSpec,
+    sample: Sample,
+    device="cpu",
+    x=torch.float32,
+    w=None,
+    layout=None,
+    autocast=None,
+    fn=None,
+    incoming=None,
 ) -> list[Verdict]:
-    """Forward and gradients of spec.fn (or `fn`) held against truth, with eager's error as the bar."""
+    """Forward and gradients of spec.fn (or `fn`) held against truth, with eager's error as the bar. `incoming`:
+    the layout of the incoming gradients."""
     w = w or x
     wide = x == torch.float64
     ours, truth, eager = [], [], []
     for seed in range(DRAWS if size(sample) < SMALL else 1):
         args = draw(sample, device, x, w, seed, layout)
-        run = call(fn or spec.fn, args, seed, autocast=autocast)
+        run = call(fn or spec.fn, args, seed, incoming, autocast=autocast)
         args = draw(sample, device, x, w, seed, layout)  # as they were, whatever the op did
         ours.append(run)
         exact = cast(args, torch.float64)

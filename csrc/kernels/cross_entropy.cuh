@@ -57,19 +57,21 @@ __device__ __forceinline__ void ce_reset(ce_full &s) {
   s.argmax = INT64_MAX;
 }
 
-/* Exponentials are taken to base 2: e^z = 2^(z L) with L = LOG2E, and d counts in units of 2^fl(m L), fl rounding to fp32. So an element
- * costs one multiply-add, z L - fl(m L), whose product is exact: logits around 1e4 lose nothing, and ce_log_unit() returns what fl() took.
- * Where m L would overflow (rows of finfo.min), differences come first and the unit is e^m.                                          */
-__device__ __forceinline__ bool ce_base2(float m) { return fabsf(m) < 1e37f; }
+/* Exponentials are taken to base 2: e^z = 2^(z L) with L = LOG2E, and d counts in units of 2^fl(m L), fl rounding
+ * to fp32. So an element costs one multiply-add, z L - fl(m L), whose product is exact: logits around 1e4 lose
+ * nothing, and ce_lost() returns what fl() took. From 2^20 on that would be no small part of an octave (and an
+ * overflow at last): there differences come first and the unit is e^m. */
+__device__ __forceinline__ bool ce_base2(float m) { return fabsf(m) < 1048576.0f; }
 __device__ __forceinline__ float ce_unit(float m) { return __fmul_rn(m, LOG2E); }
+/* log2(e^m / unit of m) */
+__device__ __forceinline__ float ce_lost(float m) { return ce_base2(m) ? fmaf(m, LOG2E, -ce_unit(m)) : 0.0f; }
 /* units of a over units of b */
 __device__ __forceinline__ float ce_ratio(float a, float b) {
-  return gpu_exp2(ce_base2(a) && ce_base2(b) ? ce_unit(a) - ce_unit(b) : (a - b) * LOG2E);
+  return gpu_exp2(ce_base2(a) && ce_base2(b) ? ce_unit(a) - ce_unit(b)
+                                             : fmaf(a - b, LOG2E, ce_lost(b) - ce_lost(a)));
 }
 /* log(unit of m) - m */
-__device__ __forceinline__ float ce_log_unit(float m) {
-  return ce_base2(m) ? -0.6931471805599453f * fmaf(m, LOG2E, -ce_unit(m)) : 0.0f;
-}
+__device__ __forceinline__ float ce_log_unit(float m) { return -0.6931471805599453f * ce_lost(m); }
 /* e = e^z in units of m, for U vectors at once: one branch, which the exponentials of all of them share */
 template <int U, int N>
 __device__ __forceinline__ void ce_exp(float (&e)[U][N], const float (&z)[U][N], float m) {
