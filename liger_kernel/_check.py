@@ -291,8 +291,10 @@ def evaluate(
     fn=None,
     incoming=None,
 ) -> list[Verdict]:
-    """Forward and gradients of spec.fn (or `fn`) held against truth, with eager's error as the bar. `incoming`:
-    the layout of the incoming gradients."""
+    """Forward and gradients of spec.fn (or `fn`) held against truth, with eager's error as the bar.
+
+    layout, incoming: how the arguments and the incoming gradients lie in memory.
+    """
     w = w or x
     wide = x == torch.float64
     ours, truth, eager = [], [], []

@@ -113,7 +113,7 @@ def test_gradcheck(spec, sample):
 
 # ---- layouts -----------------------------------------------------------------------------------------------
 def other_order(spec, layout, device):
-    """A GPU reads a row in pieces of 16 bytes and what its alignment leaves at the ends: another order of sums."""
+    """A GPU reads a row in pieces of 16 bytes and what its alignment leaves at the ends."""
     return spec.reduces and device == "cuda" and layout in ("misaligned", "expanded")
 
 
