@@ -127,6 +127,27 @@ def test_all_ignored_and_one_block_all_ignored(budget, device):
     assert (dx[16:32] == 0).all() and dx[:16].abs().min(1)[0].min() > 0 and dw.isfinite().all()
 
 
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("ignored", (0.5, 0.98))
+def test_ignored_rows_take_no_part_in_the_products(ignored):
+    """The bits are those of the call without these rows. (A GPU would have to be waited for.)"""
+    x, w, ids = draw(96)
+    live = torch.rand(96, generator=torch.Generator().manual_seed(0)) >= ignored
+    extra = torch.randint(70, (96, 5), generator=torch.Generator().manual_seed(1))
+    options = dict(memory_budget=16 * 70 * 4, **ALL)
+
+    def run(x, ids, extra, keep):
+        out = liger_linear_logprob(x, w, ids, extra_ids=extra, **options)
+        g = [torch.linspace(-1, 1, 96 * t[0].numel()).view(96, *t.shape[1:])[keep] for t in floats(out)]
+        return out, torch.autograd.grad(floats(out), (x, w), g)
+
+    want, (dx, dw) = run(x.detach()[live].requires_grad_(), ids[live], extra[live], live)
+    out, grads = run(x, torch.where(live, ids, -100), extra, slice(None))
+    assert torch.equal(grads[0][live], dx) and (grads[0][~live] == 0).all() and torch.equal(grads[1], dw)
+    for a, b in zip(vars(out).values(), vars(want).values()):
+        assert torch.equal(a[live], b) and (a[~live] == 0).all()
+
+
 @pytest.mark.parametrize("n, h, v", ((0, 24, 70), (0, 24, 0), (5, 0, 70), (3, 24, 1), (0, 0, 1)))
 def test_empty_and_smallest_sizes(n, h, v, device):
     x, w, ids = draw(n, h, v, device=device)

@@ -1,5 +1,6 @@
 // Glue of linear_logprob: schema, checks, and the engine's loop, once without gradients and once with them.
 #include "linear_loss.h"
+#include "live_rows.h"
 
 using liger::Arg;
 using torch::stable::Tensor;
@@ -84,9 +85,7 @@ struct Call {
                 ") or ignore_index (", o.ignore_index, ")");
   }
   int64_t real_size() const { return compute == LIGER_F64 ? 8 : 4; }
-  Tensor vector(bool wanted, int64_t width = 1) const {
-    return liger::empty_1d(wanted ? n_rows * width : 0, real, x);
-  }
+  Tensor vector(bool wanted) const { return liger::empty_1d(wanted ? n_rows : 0, real, x); }
   Tensor matrix(int64_t n_rows, int64_t n_cols, int32_t dtype) const {
     const int64_t sizes[2] = {n_rows, n_cols};
     return liger::empty(sizes, 2, dtype, x);
@@ -128,10 +127,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
     int64_t compute_dtype, int64_t memory_budget) {
   const Call c("linear_logprob_fwd", hidden, weight, ids, bias, extra_ids,
                {logit_scale, softcap, temperature, ignore_index, compute_dtype, memory_budget});
+#if !LIGER_GPU
+  const liger::LiveRows live(c.ids, ignore_index);
+  if (!keep && live.few()) { /* all of them valid now, so this ends here */
+    auto [live_logprob, live_lse, live_entropy, live_mean, live_argmax, live_extra, live_stats,
+          none] = linear_logprob_fwd(live.gather(c.x), weight, live.gather(c.ids), bias,
+                                     live.gather(extra_ids), logit_scale, softcap, temperature, ignore_index,
+                                     lse, entropy, mean_logit, argmax, stats, keep, compute_dtype,
+                                     memory_budget);
+    const auto put_back = [&](const Tensor &t, bool wanted) { return wanted ? live.scatter(t) : t; };
+    return {put_back(live_logprob, true),    put_back(live_lse, lse),
+            put_back(live_entropy, entropy), put_back(live_mean, mean_logit),
+            put_back(live_argmax, argmax),   put_back(live_extra, true),
+            put_back(live_stats, stats),     none};
+  }
+#endif
   const liger::Scope scope(c.x);
   const Tensor out_logprob = c.vector(true), out_lse = c.vector(lse), out_entropy = c.vector(entropy),
                out_mean = c.vector(mean_logit), out_extra = c.matrix(c.n_rows, c.n_extra, c.real),
-               out_stats = c.vector(stats, LIGER_LOGPROB_STATS),
+               out_stats = c.matrix(stats ? c.n_rows : 0, LIGER_LOGPROB_STATS, c.real),
                out_argmax = liger::empty_1d(argmax ? c.n_rows : 0, aoti_torch_dtype_int64(), c.x);
   liger::LinearLoss head = c.head({false, false, false}, memory_budget, scope);
   if (keep && head.plan.n_blocks > 1)
@@ -202,7 +216,21 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_bwd(
     dextra.emplace(liger::rows(g));
   }
   const Arg stats = Incoming::check(c, stats_, "stats");
-  liger::check_vector(c.op, stats, c.n_rows * LIGER_LOGPROB_STATS, "what the forward pass left");
+  if (stats.dim != 2 || stats.sizes[0] != c.n_rows || stats.sizes[1] != LIGER_LOGPROB_STATS ||
+      !liger::is_dense(stats))
+    liger::fail(c.op, "stats has shape ", stats.shape(), ", expected what the forward pass left: (", c.n_rows,
+                ", ", LIGER_LOGPROB_STATS, ")");
+#if !LIGER_GPU
+  const liger::LiveRows live(c.ids, ignore_index);
+  if (!logits && live.few()) { /* as in the forward pass */
+    auto [dx, dw, db] = linear_logprob_bwd(
+        live.gather(c.x), weight, live.gather(c.ids), bias, live.gather(extra_ids), live.gather(stats),
+        logits, live.gather(dlogprob), live.gather(dlse), live.gather(dentropy), live.gather(dmean_logit),
+        live.gather(dextra_), logit_scale, softcap, temperature, ignore_index, needs_dx, needs_dw,
+        needs_dbias, compute_dtype, memory_budget);
+    return {needs_dx ? live.scatter(dx) : dx, dw, db};
+  }
+#endif
   const liger::Scope scope(c.x);
   liger::LinearLoss head = c.head({needs_dx, needs_dw, needs_dbias && bias}, memory_budget, scope);
   if (logits) {

@@ -47,6 +47,10 @@ public:
     return out;
   }
 
+  std::optional<Tensor> gather(const std::optional<Tensor> &t) const {
+    return t ? std::optional<Tensor>(gather(Arg(*t, "t"))) : std::nullopt;
+  }
+
   // its inverse: `t` is what came of gathered rows, dense; the other rows get bytes of `fill` (0, or -1 for ids)
   Tensor scatter(const Tensor &t, int fill = 0) const {
     const Arg a(t, "t");

@@ -65,7 +65,7 @@ def _(
         *(hidden.new_empty((n,) if want else (0,), dtype=real) for want in (lse, entropy, mean_logit)),
         hidden.new_empty((n,) if argmax else (0,), dtype=torch.int64),
         hidden.new_empty((n, 0 if extra_ids is None else extra_ids.shape[1]), dtype=real),
-        hidden.new_empty((_STATS * n,) if stats else (0,), dtype=real),
+        hidden.new_empty((n if stats else 0, _STATS), dtype=real),
         hidden.new_empty((n, weight.shape[0]), dtype=logits_dtype) if keep else hidden.new_empty((0,)),
     )
 
