@@ -13,8 +13,8 @@ with the logits one block at a time in one reused buffer, as in ops/linear_loss.
 sum e^(z-m) and sum p (z-m) of every row: 12 bytes. Backward computes a block's logits again, turns it in
 place into dlogits and multiplies: 8 n H V operations in all (a gradient made in forward takes 6).
 Logits that take at most half the budget are kept by forward instead (see `keeps_logits`), and backward makes
-its dlogits beside them: 6 n H V operations, never more than the budget. Reference and spec:
-_linear_logprob_spec.py.
+its dlogits beside them: 6 n H V operations, never more than the budget. On the CPU ignored rows take no part
+in the products, but where logits are kept. Reference and spec: _linear_logprob_spec.py.
 """
 
 from dataclasses import dataclass
