@@ -88,6 +88,7 @@ template <typename T> static __device__ __forceinline__ T gpu_shfl_xor(T v, int 
  * there are no such barriers, the whole block's: all groups call equally often. */
 static __device__ __forceinline__ void gpu_group_sync(int group, int threads) {
 #if LIGER_HIP
+  (void)group, (void)threads;
   __syncthreads();
 #else
   asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
