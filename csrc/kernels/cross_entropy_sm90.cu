@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(S::THREADS + 32, S::BLOCKS)
     if (lane != 0) return;
     const int n_loads = n_pieces + (p.dX ? n_pieces - n_kept : 0);
     ring_place<S::SLOTS> at = {0, 1}; /* parity 1: the first turn finds every slot free */
-    int64_t y = p.target[blockIdx.x * p.target_stride];
+    int64_t y = p.target[(int64_t)blockIdx.x * p.target_stride];
     for (int64_t row = blockIdx.x; row < p.n_rows; row += step) {
       const bool skip = y == p.ignore_index || y < 0 || y >= p.n_cols;
       if (row + step < p.n_rows) y = p.target[(row + step) * p.target_stride];
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(S::THREADS + 32, S::BLOCKS)
       }
     }
     if (i < n_pieces - n_kept) {
-      __syncwarp();
+      gpu_warp_sync();
       if (lane == 0) barrier_arrive(taken + read_at.slot * 8);
     }
     read_at.next();
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(S::THREADS + 32, S::BLOCKS)
 #pragma unroll
                                         for (int u = 0; u < HELD; u++)
                                           x[u] = load_shared<T, N>(from + u * (THREADS * 16));
-                                        __syncwarp();
+                                        gpu_warp_sync();
                                         if (lane == 0) barrier_arrive(taken + write_at.slot * 8);
                                         ce_dx<FULL>(dx, p, g, x, (int64_t)v * N, (int64_t)THREADS * N);
 #pragma unroll

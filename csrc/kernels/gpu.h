@@ -84,6 +84,15 @@ template <typename T> static __device__ __forceinline__ T gpu_shfl_xor(T v, int 
 #endif
 }
 
+/* Every lane of the warp has come here, and sees what the others have written. */
+static __device__ __forceinline__ void gpu_warp_sync(void) {
+#if LIGER_HIP
+  __builtin_amdgcn_wave_barrier();
+#else
+  __syncwarp();
+#endif
+}
+
 /* A barrier of one group of `threads` neighbouring threads of the block, at most 15 groups of whole warps. Where
  * there are no such barriers, the whole block's: all groups call equally often. */
 static __device__ __forceinline__ void gpu_group_sync(int group, int threads) {
