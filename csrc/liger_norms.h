@@ -96,4 +96,47 @@ LIGER_API int64_t liger_group_norm_fwd_slices_cuda(int64_t group_size);
 LIGER_API int64_t liger_group_norm_bwd_slices_cuda(int64_t n_inner);
 LIGER_API liger_status liger_group_norm_fwd_cuda(const liger_group_norm_fwd_args *a, void *stream);
 LIGER_API liger_status liger_group_norm_bwd_cuda(const liger_group_norm_bwd_args *a, void *stream);
+
+/* ---- modulated_rms_norm -----------------------------------------------------------------------------------
+ *   Y = xhat M + shift,   M = (W + offset)(1 + scale),   xhat = X rstd,   rstd = 1/sqrt(mean_row(X^2) + eps)
+ *   dX = rstd (m - xhat mean_row(m xhat)),   m = dY M;   with G = sum(dY xhat) over the rows of a modulation:
+ *   dscale = G (W + offset),   dshift = sum(dY) over them,   dW = sum over modulations of (1 + scale) G
+ * Row r has modulation r / (n_rows / n_modulations). */
+typedef struct {
+  void *Y, *rstd;            /* (n_rows, n_cols) contiguous, x_dtype; (n_rows), real */
+  const void *X, *W;         /* W (n_cols), or NULL: no weight and no offset */
+  const void *scale, *shift; /* (n_modulations, n_cols); shift NULL: none */
+  int64_t n_rows, n_cols, n_modulations, X_row_stride, scale_row_stride, shift_row_stride;
+  double eps, offset;
+  int casting; /* liger_rms_norm_casting */
+  liger_dtype x_dtype, w_dtype, scale_dtype, shift_dtype;
+} liger_modulated_rms_norm_fwd_args;
+
+typedef struct {
+  void *dX;                   /* (n_rows, n_cols), contiguous, x_dtype */
+  void *dW, *dscale, *dshift; /* (n_cols), (n_modulations, n_cols) contiguous, twice; NULL: not wanted */
+  void *workspace;            /* 3 * n_blocks * n_cols reals */
+  const void *dY, *X, *W, *scale, *rstd;
+  int64_t n_rows, n_cols, n_modulations, dY_row_stride, X_row_stride, scale_row_stride;
+  int64_t n_blocks; /* from liger_modulated_rms_norm_bwd_blocks_{cpu,cuda} */
+  double offset;
+  liger_dtype x_dtype, w_dtype, scale_dtype, shift_dtype;
+} liger_modulated_rms_norm_bwd_args;
+
+/* How blocks share the rows: more blocks than modulations are a multiple of them, each a piece of one
+ * modulation's rows; otherwise a block has some whole modulations. */
+LIGER_API liger_status liger_modulated_rms_norm_fwd_cpu(const liger_modulated_rms_norm_fwd_args *a,
+                                                        int64_t row_begin, int64_t row_end);
+LIGER_API int64_t liger_modulated_rms_norm_bwd_blocks_cpu(int64_t n_rows, int64_t n_cols,
+                                                          int64_t n_modulations, liger_dtype x_dtype);
+LIGER_API liger_status liger_modulated_rms_norm_bwd_cpu(const liger_modulated_rms_norm_bwd_args *a,
+                                                        int64_t block_begin, int64_t block_end);
+LIGER_API liger_status liger_modulated_rms_norm_params_cpu(const liger_modulated_rms_norm_bwd_args *a,
+                                                           int64_t col_begin, int64_t col_end);
+LIGER_API liger_status liger_modulated_rms_norm_fwd_cuda(const liger_modulated_rms_norm_fwd_args *a,
+                                                         void *stream);
+LIGER_API int64_t liger_modulated_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols,
+                                                           int64_t n_modulations, liger_dtype x_dtype);
+LIGER_API liger_status liger_modulated_rms_norm_bwd_cuda(const liger_modulated_rms_norm_bwd_args *a,
+                                                         void *stream);
 #endif

@@ -92,6 +92,20 @@ MUTANTS = [
         ops("poly_norm", NUMBERS),
     ),
     (
+        "modulated_rms_norm_dw_without_scale",
+        "csrc/kernels/modulated_rms_norm.c",
+        "dw[c + i] += one_scale[i] * g[c + i];",
+        "dw[c + i] += g[c + i];",
+        ops("modulated_rms_norm", NUMBERS),
+    ),
+    (
+        "modulated_rms_norm_of_first_modulation",
+        "csrc/kernels/modulated_rms_norm.c",
+        "const int64_t s = row / rows_each;",
+        "const int64_t s = 0 * row / rows_each;",
+        ops("modulated_rms_norm", NUMBERS),
+    ),
+    (
         "relu_squared_slope",
         "csrc/kernels/relu_squared.c",
         "* (2 * relu(",
