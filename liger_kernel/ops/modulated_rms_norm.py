@@ -99,9 +99,9 @@ def modulated_rms_norm_backward(
 def modulated_rms_norm_ref(
     X, W, scale, shift=None, eps=1e-6, offset=0.0, casting_mode="llama", in_place=True
 ):
-    n_rows, n_modulations = X[..., 0].numel(), scale[..., 0].numel()
+    n_rows, n_modulations = X.shape[:-1].numel(), scale.shape[:-1].numel()
     each = n_rows // max(n_modulations, 1)
-    one_for_each = lambda t: t.reshape(n_modulations, -1).repeat_interleave(each, 0).reshape(X.shape)
+    one_for_each = lambda t: t.reshape(n_modulations, X.shape[-1]).repeat_interleave(each, 0).reshape(X.shape)
     y = rms_norm_ref(X, W, eps, offset, casting_mode) * (1 + one_for_each(scale))
     return (y if shift is None else y + one_for_each(shift)).to(X.dtype)
 
