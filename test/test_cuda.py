@@ -10,6 +10,7 @@ import torch
 from liger_kernel import _check as C
 from liger_kernel.ops import SPECS
 from liger_kernel.ops._spec import Sample, T
+from liger_kernel.transformers.functional import liger_cross_entropy
 
 pytestmark = pytest.mark.cuda_only
 every_op = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -200,3 +201,30 @@ def test_more_than_2_to_the_31_elements(spec):
                 assert C.same_bits(a[-7:], b), name
             checked += 1
     assert checked
+
+
+# ---- paths that only large inputs take -----------------------------------------------------------------------
+@pytest.mark.parametrize("x", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 30.0}], ids=["plain", "full"])
+@pytest.mark.parametrize(
+    "row_kib", [60, 100, 300]
+)  # three rows on a multiprocessor, one, one that comes twice
+def test_cross_entropy_rows_in_turn(row_kib, options, x):
+    """More rows than a GPU has multiprocessors: the next row lands while the gradient of one is written."""
+    spec = SPECS["cross_entropy"]
+    shape = (301, row_kib * 1024 // x.itemsize)
+    args = {
+        "_input": T(shape),
+        "target": T(shape[:1], "index", grad=False, high=shape[1], ignored=0.3),
+        "weight": None,
+        **options,
+    }
+    sample = Sample(f"rows-of-{row_kib}-kib", args)
+    C.check(spec, sample, "cuda", x)
+    args, one = C.draw(sample, "cuda", x), [torch.ones((), device="cuda")]
+    run = C.call(spec.fn, args, upstream=one)
+    logits = args["_input"].detach().requires_grad_()
+    # no leaf: its memory may be written over
+    loss = liger_cross_entropy(logits * 1, args["target"], in_place=True, **options)
+    (grad,) = torch.autograd.grad(loss, logits, one)
+    assert torch.equal(loss, run.outputs[0]) and torch.equal(grad, run.grads["_input"])

@@ -14,6 +14,7 @@ MAP = "csrc/kernels/elementwise.cuh"
 NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 LOGPROB = "csrc/kernels/linear_logprob.cu"
 GROUP = "csrc/kernels/group_norm.cu"
+CE_RING = "csrc/kernels/cross_entropy_sm90.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 DIVERGENCE = "csrc/kernels/divergence.cuh"
 SPARSEMAX = "csrc/kernels/sparsemax.cu"
@@ -30,8 +31,8 @@ MUTANTS = [
     (
         "rms_norm_other_stream",
         RMS,
-        "FWD_THREADS_PER_SM), p.threads, shared, stream>>>(",
-        "FWD_THREADS_PER_SM), p.threads, shared, stream ? 0 : stream>>>(",
+        "fwd_blocks(p, a->n_rows), p.threads, shared, stream>>>(",
+        "fwd_blocks(p, a->n_rows), p.threads, shared, stream ? 0 : stream>>>(",
         gpu("rms_norm", "current_stream"),
     ),
     (
@@ -94,16 +95,16 @@ MUTANTS = [
     (
         "rope_dropped_heads",
         ROPE,
-        "first += plan.groups * HEADS",
-        "first += plan.groups * (HEADS + 1)",
+        "(a.n_kv_heads + HEADS - 1) / HEADS",
+        "a.n_kv_heads / HEADS",
         ops("rope"),
     ),
-    ("rope_tail_not_copied", ROPE, "col < a.head_dim; col +=", "col < 2 * half; col +=", ops("rope")),
+    ("rope_tail_not_copied", ROPE, "if (a.head_dim > 2 * half)", "if (a.head_dim < 2 * half)", ops("rope")),
     (
         "rope_other_stream",
         ROPE,
-        "if (whole) rope_kernel<T, VEC><<<(unsigned)grid, threads, 0, stream>>>",
-        "if (whole) rope_kernel<T, VEC><<<(unsigned)grid, threads, 0, 0>>>",
+        "if (whole) rope_kernel<T, VEC><<<(unsigned)grid, THREADS, 0, stream>>>",
+        "if (whole) rope_kernel<T, VEC><<<(unsigned)grid, THREADS, 0, 0>>>",
         gpu("rope", "current_stream"),
     ),
     ("elementwise_dropped_tail", MAP, "  if (tail) {\n", "  if (tail && !vectors) {\n", ops("swiglu")),
@@ -179,10 +180,24 @@ MUTANTS = [
         ops("cross_entropy"),
     ),
     (
+        "ce_ring_target_column",
+        CE_RING,
+        "if (tid == (int)(t.y / N % THREADS)) from_f32(dX[t.y], g.dz_y);",
+        "if (tid == (int)(t.y / N % (THREADS / 2))) from_f32(dX[t.y], g.dz_y);",
+        gpu("cross_entropy", "rows_in_turn"),
+    ),
+    (
+        "ce_ring_order_of_pieces",
+        CE_RING,
+        "piece = i < n_kept ? i + n_pieces - n_kept : i - n_kept, v =",
+        "piece = i, v =",
+        ops("cross_entropy"),
+    ),
+    (
         "ce_softcap_slope",
         CE,
-        "dz[j] *= 1.0f - (z[j] * inv) * (z[j] * inv);",
-        "dz[j] *= 1.0f + 0.0f * inv;",
+        "dz[u][j] *= ce_slope(p, z[u][j]);",
+        "dz[u][j] *= 1.0f;",
         ops("cross_entropy"),
     ),
     (
