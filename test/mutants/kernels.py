@@ -71,10 +71,10 @@ MUTANTS = [
         ops("dyt", NUMBERS),
     ),
     (
-        "dyt_far_tanh_near_0",
-        "csrc/kernels/primitives.h",
-        "p = p * z - 3.33332819422e-1f;\n  return",
-        "return",
+        "dyt_sign_of_far_tanh",
+        "csrc/kernels/dyt.c",
+        "near : x < 0 ? -far : far)",
+        "near : far)",
         ops("dyt", NUMBERS),
     ),
     (
