@@ -203,7 +203,7 @@ def test_more_than_2_to_the_31_elements(spec):
     assert checked
 
 
-# ---- paths that only large inputs take -----------------------------------------------------------------------
+# ---- paths that only large inputs take ---------------------------------------------------------------------
 @pytest.mark.parametrize("x", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 30.0}], ids=["plain", "full"])
 @pytest.mark.parametrize(
