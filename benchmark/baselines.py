@@ -23,6 +23,11 @@ def jsd(_input, target):
     return sum(both) / (2 * _input.shape[0])
 
 
+def fused_linear_jsd(student_input, student_weight, teacher_input, teacher_weight):
+    heads = ((student_input, student_weight), (teacher_input, teacher_weight))
+    return jsd(*((x @ w.t()).float().log_softmax(-1) for x, w in heads))
+
+
 def kl_div(y_pred, y_true):
     return F.kl_div(y_pred, y_true, reduction="batchmean")
 
@@ -43,6 +48,10 @@ _GROUP_NORM = {"affine_scaling_weight", "affine_shifting_bias", "num_channels", 
 _PLAIN = {
     "cross_entropy": (cross_entropy, {"_input", "target"}),
     "fused_linear_cross_entropy": (fused_linear_cross_entropy, {"_input", "weight", "target"}),
+    "fused_linear_jsd": (
+        fused_linear_jsd,
+        {"student_input", "student_weight", "teacher_input", "teacher_weight"},
+    ),
     "jsd": (jsd, {"_input", "target"}),
     "kl_div": (kl_div, {"y_pred", "y_true"}),
     "tvd": (tvd, {"p", "q"}),

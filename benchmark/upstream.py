@@ -22,6 +22,7 @@ def functions():
         "geglu": lambda a, b, **_: ops.LigerGELUMulFunction.apply(a, b),
         "cross_entropy": cross_entropy,
         "fused_linear_cross_entropy": linear,
+        "fused_linear_jsd": lambda **heads: ops.LigerFusedLinearJSDFunction.apply(*heads.values()),
         "jsd": lambda _input, target, **_: ops.LigerJSDFunction.apply(_input, target, None, 0.5, -100),
         "kl_div": lambda y_pred, y_true, **_: ops.LigerKLDivLossFunction.apply(y_pred, y_true, "batchmean"),
         "tvd": lambda p, q, **_: ops.LigerTVDLossFunction.apply(p, q, None, "batchmean", -100),

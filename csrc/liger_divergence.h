@@ -43,4 +43,28 @@ LIGER_API liger_status liger_fused_linear_jsd_cuda(const liger_divergence_args *
 LIGER_API liger_status liger_fused_linear_kl_div_cpu(const liger_divergence_args *a, int64_t row_begin,
                                                      int64_t row_end);
 LIGER_API liger_status liger_fused_linear_kl_div_cuda(const liger_divergence_args *a, void *stream);
+
+/* ---- fused_ce_tvd -----------------------------------------------------------------------------------------
+ * Per row, of a student's logits X and a teacher's Y, p = softmax(X), q = softmax(Y), y = target:
+ *   ce = lse(X) - X_y,   tvd = sum |p - q| / 2,   sigma = sum p s,  s = sign(p - q), 0 at a tie
+ *   dX_i = grad_ce (p_i - [i = y]) + grad_tvd p_i (s_i - sigma) / 2
+ * A row whose target is ignore_index has ce, tvd and dX 0; one whose target is out of range NaN, and nothing is read
+ * out of bounds (the CPU glue refuses it before any work). */
+enum { LIGER_CE_TVD_STATS = 5 }; /* per row: of X, its largest element m and lse - m; of Y, the same; sigma */
+
+typedef struct {
+  void *ce, *tvd;                 /* (n_rows) real; NULL: the stats are given, dX is wanted */
+  void *stats;                    /* (LIGER_CE_TVD_STATS, n_rows) real; written forward, read backward */
+  void *dX;                       /* (n_rows, n_cols) x_dtype; NULL forward */
+  const void *X, *Y;              /* (n_rows, n_cols) x_dtype */
+  const int64_t *target;          /* (n_rows), stride target_stride */
+  const void *grad_ce, *grad_tvd; /* (n_rows) real, strides of their own; NULL forward */
+  int64_t n_rows, n_cols, X_row_stride, Y_row_stride, dX_row_stride, target_stride, grad_ce_stride,
+      grad_tvd_stride;
+  int64_t ignore_index;
+  liger_dtype x_dtype;
+} liger_fused_ce_tvd_args;
+LIGER_API liger_status liger_fused_ce_tvd_cpu(const liger_fused_ce_tvd_args *a, int64_t row_begin,
+                                              int64_t row_end);
+LIGER_API liger_status liger_fused_ce_tvd_cuda(const liger_fused_ce_tvd_args *a, void *stream);
 #endif

@@ -74,35 +74,37 @@ __device__ __forceinline__ float log_of(float w, float less_one) {
   return fmaf(0.693359375f, n, f + tail);
 }
 
-/* e^x and, without cancellation, e^x - 1 of x <= 0; below -87 e^x is 0; a NaN stays */
-__device__ __forceinline__ float exp_and_expm1(float x, float *e) {
-  const float t = -87.0f > x ? -87.0f : x;
-  const float k = __fadd_rn(__fmul_rn(t, 0x1.715476p0f), 0x1.8p23f), n = __fadd_rn(k, -0x1.8p23f);
-  const float r = fmaf(n, -0x1.7f7d1cp-20f, fmaf(n, -0x1.62e400p-1f, t));
-  float p = 0x1.6a2434p-10f; /* the polynomial of primitives.h */
-  p = fmaf(p, r, 0x1.1239e0p-7f);
-  p = fmaf(p, r, 0x1.5558f2p-5f);
-  p = fmaf(p, r, 0x1.555492p-3f);
-  p = fmaf(p, r, 0x1.fffffcp-2f);
-  p = fmaf(p, r, 1.0f) * r;
-  const float two_n = __uint_as_float((__float_as_uint(k) << 23) + 0x3f800000u);
-  *e = x < -87.0f ? 0.0f : fmaf(two_n, p, two_n);
-  return fmaf(two_n, p, two_n - 1.0f);
+/* e^x - 1 of x <= 0, given e = e^x, and ln w, given t = w - 1 exactly: series where the difference would cancel (within
+ * 2^-24 there), elsewhere the difference or the special function, whose error is 2^-22. A NaN stays. */
+__device__ __forceinline__ float expm1_of(float x, float e) {
+  float p = fmaf(x, 1.0f / 720, 1.0f / 120);
+  p = fmaf(p, x, 1.0f / 24);
+  p = fmaf(p, x, 1.0f / 6);
+  p = fmaf(p, x, 0.5f);
+  return x > -0.125f ? fmaf(p * x, x, x) : e - 1.0f;
+}
+__device__ __forceinline__ float log_near_one(float w, float t) {
+  float p = fmaf(t, -1.0f / 8, 1.0f / 7);
+  p = fmaf(p, t, -1.0f / 6);
+  p = fmaf(p, t, 1.0f / 5);
+  p = fmaf(p, t, -1.0f / 4);
+  p = fmaf(p, t, 1.0f / 3);
+  p = fmaf(p, t, -0.5f);
+  return t > -0.125f ? fmaf(p * t, t, t) : __logf(w);
 }
 
 /* a - b, where two equal infinities are no distance apart; p x, where p = 0 wins over an infinite x */
 __device__ __forceinline__ float distance(float a, float b) { return a == b ? 0.0f : a - b; }
 __device__ __forceinline__ float times(float p, float x) { return p == 0.0f ? 0.0f : p * x; }
 
-struct jsd_mid { /* 0 < beta < 1: see divergence.h for why it is computed so */
+struct jsd_mid { /* 0 < beta < 1: see divergence.h for why it is computed so; logarithms within 2^-22 */
   float beta, rest;
   __device__ __forceinline__ jsd_mid(const divergence_params &p) : beta(p.parameter), rest(p.rest) {}
   __device__ __forceinline__ jsd_element of(float x, float y) const {
     const float d = distance(y, x), size = fabsf(d), larger = expf(y > x ? y : x);
     const bool y_is_larger = !(d <= 0.0f); /* a NaN of either: the side that multiplies by its size */
     const float a = y_is_larger ? beta : rest, c = y_is_larger ? rest : beta;
-    float e;
-    const float t = c * exp_and_expm1(-size, &e), v = log_of(fmaf(c, e, a), t);
+    const float e = expf(-size), v = log_near_one(fmaf(c, e, a), c * expm1_of(-size, e));
     const float smaller = larger * e, of_larger = -(a * larger * v);
     const float of_smaller = -(c * smaller * (v + (200.0f < size ? 200.0f : size)));
     return {of_larger + of_smaller, y_is_larger ? of_smaller : of_larger, y_is_larger ? smaller : larger};

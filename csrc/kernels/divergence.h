@@ -161,4 +161,37 @@ LIGER_INLINE liger_status divergence_rows(const liger_divergence_args *a, int64_
   }
   return LIGER_OK;
 }
+
+/* ---- rows of logits -------------------------------------------------------------------------------------- */
+/* z[i] = logit / temperature becomes (z - ref) - log_d: differences to the maximum first, exact for large logits */
+typedef struct {
+  real ref, log_d;
+} row_softmax;
+
+static inline void load_scaled(real *restrict z, const void *X, int64_t at, int64_t n, liger_dtype t,
+                               real temperature) {
+  load_row(z, X, at, n, t);
+  if (temperature != 1)
+    for (int64_t i = 0; i < n; i++) z[i] /= temperature;
+}
+
+static inline row_softmax softmax_of_row(const void *X, int64_t at, int64_t n_cols, liger_dtype t,
+                                         real temperature) {
+  real z[DIVERGENCE_TILE];
+  softmax_state s = softmax_empty;
+  for (int64_t c = 0; c < n_cols; c += DIVERGENCE_TILE) {
+    const int64_t n = n_cols - c < DIVERGENCE_TILE ? n_cols - c : DIVERGENCE_TILE;
+    load_scaled(z, X, at + c, n, t, temperature);
+    s = softmax_push(s, z, n);
+  }
+  const row_softmax r = {softmax_ref(s.m), s.d == 0 ? 0 : log_real(s.d)}; /* d 0: nothing but -inf */
+  return r;
+}
+
+/* x[0..n) = the log-probabilities of n columns */
+static inline void load_log_softmax(real *restrict x, const void *X, int64_t at, int64_t n, liger_dtype t,
+                                    real temperature, row_softmax s) {
+  load_scaled(x, X, at, n, t, temperature);
+  for (int64_t i = 0; i < n; i++) x[i] = (x[i] - s.ref) - s.log_d;
+}
 #endif

@@ -306,4 +306,32 @@ MUTANTS = [
         "s.sum / (float)n_cols : 0.0f;",
         ops("sparsemax"),
     ),
+    (
+        "fused_jsd_sum_of_gradients_dropped",
+        "csrc/kernels/fused_linear_jsd.cu",
+        "e.grad - e.q * sum",
+        "e.grad",
+        ops("fused_linear_jsd"),
+    ),
+    (
+        "distill_dropped_tail",
+        "csrc/kernels/distill.cuh",
+        "if (tid < cut.tail) one(",
+        "if (0) one(",
+        ops("fused_linear_jsd"),
+    ),
+    (
+        "fused_kl_div_target_adds_up",
+        "csrc/kernels/fused_linear_kl_div.cu",
+        "expf(log_q) * total",
+        "expf(log_q)",
+        ops("fused_linear_kl_div"),
+    ),
+    (
+        "ce_tvd_sigma_dropped",
+        "csrc/kernels/fused_ce_tvd.cu",
+        "(sign - sigma)",
+        "sign",
+        ops("fused_ce_tvd"),
+    ),
 ]

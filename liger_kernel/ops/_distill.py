@@ -1,0 +1,100 @@
+"""What fused_linear_jsd and fused_linear_kl_div share in Python: dtypes, checks, autograd, the reference's
+logits.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ._saved_grad import scale_saved
+from .linear_loss import AUTO, DTYPE_CODES, plan, products_dtype_of, resolve_budget
+
+
+def check_temperature(temperature):
+    if not temperature > 0.0:
+        raise ValueError(f"temperature is {temperature}, expected a positive value")
+
+
+def products_dtype(*heads):
+    """What all heads' products are computed in; heads: pairs of hidden states and weight."""
+    dtype = products_dtype_of(*heads[0])
+    for x, w in heads[1:]:
+        dtype = torch.promote_types(dtype, products_dtype_of(x, w))
+    if dtype not in DTYPE_CODES:
+        raise ValueError(f"the products' dtype is {dtype}, expected float32, bfloat16, float16 or float64")
+    return dtype
+
+
+def accum_code(accum_dtype, x, weight):
+    if accum_dtype not in (None, torch.float32, x.dtype, weight.dtype):
+        raise ValueError(
+            f"accum_dtype is {accum_dtype}, expected None, torch.float32 "
+            f"or the dtype of student_input ({x.dtype}) or student_weight ({weight.dtype})"
+        )
+    return AUTO if accum_dtype is None else DTYPE_CODES[accum_dtype]
+
+
+def budget_of(memory_budget, weight, dtype, n_heads):
+    return resolve_budget(memory_budget, n_heads * weight.shape[0] * dtype.itemsize)
+
+
+def real_of(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def fake(x, weight, needs_dx, needs_dw, compute_dtype):
+    real = torch.float64 if compute_dtype == DTYPE_CODES[torch.float64] else torch.float32
+    return (
+        x.new_empty((), dtype=real),
+        x.new_empty(x.shape if needs_dx else (0,)),
+        weight.new_empty(weight.shape if needs_dw else (0,)),
+    )
+
+
+def wants_grad(x, weight):
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def forward(ctx, run, tensors, options):
+    """A Function's forward: run(*tensors, *options, dloss, needs_dx, needs_dw) -> (loss, dx, dweight).
+
+    The first two tensors are the student's hidden states and weight. The gradients are made in forward, and
+    in backward where one is float16, whose range the incoming gradient (a loss scale) must reach before the
+    rounding.
+    """
+    x, weight = tensors[:2]
+    ctx.needs, ctx.run, ctx.options = ctx.needs_input_grad[:2], run, options
+    ctx.deferred = torch.float16 in (options[0], x.dtype, weight.dtype)
+    needs = (False, False) if ctx.deferred else ctx.needs
+    loss, dx, dw = run(*tensors, *options, None, *needs)
+    ctx.save_for_backward(*(tensors if ctx.deferred else (dx, dw)))
+    return loss
+
+
+def backward(ctx, dloss):
+    """The gradients of all arguments of that Function."""
+    if ctx.deferred:
+        _, dx, dw = ctx.run(*ctx.saved_tensors, *ctx.options, dloss, *ctx.needs)
+    else:
+        dx, dw = (scale_saved(g, dloss) if need else g for g, need in zip(ctx.saved_tensors, ctx.needs))
+    need_dx, need_dw = ctx.needs
+    return dx if need_dx else None, dw if need_dw else None, *(None,) * (len(ctx.needs_input_grad) - 2)
+
+
+def logits_ref(x, weight, memory_budget, n_heads=1, accum_dtype=None, block_rows=None):
+    """(x W^T, rows of a block) by one product; under a budget of its own the values are those of the blocks'.
+
+    Why: see _fused_linear_cross_entropy_spec.py. block_rows: that of another head, whose blocks this one has.
+    """
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    x, weight = x.to(dtype), weight.to(dtype)
+    logits = F.linear(x, weight)
+    if memory_budget is None:
+        return logits, None
+    sizes, budget = (*x.shape, weight.shape[0]), memory_budget // n_heads
+    if block_rows is None:
+        options = dict(accum_dtype=accum_dtype, memory_budget=budget, device=x.device)
+        block_rows = plan(*sizes, dtype, weight.dtype, **options).block_rows or 1
+    with torch.no_grad():
+        for first in range(0, x.shape[0], block_rows):
+            logits[first : first + block_rows] = F.linear(x[first : first + block_rows], weight)
+    return logits, block_rows
