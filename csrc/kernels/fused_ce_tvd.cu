@@ -59,8 +59,7 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_ce_tvd_bwd_kernel(co
   T *const dX = (T *)p.dX + row * p.dX_row_stride;
   const bool out_of_range = target < 0 || target >= p.n_cols;
   if (target == p.ignore_index || out_of_range) {
-    for (int64_t col = threadIdx.x; col < p.n_cols; col += blockDim.x)
-      from_f32(dX[col], target == p.ignore_index ? 0.0f : NAN);
+    row_fill<T, N>(dX, cut_row<T, N>(dX, p.n_cols), out_of_range && target != p.ignore_index ? NAN : 0.0f);
     return;
   }
   const float sigma = p.stats[4 * p.n_rows + row], of_ce = p.grad_ce[row * p.grad_ce_stride],

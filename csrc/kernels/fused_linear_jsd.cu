@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_linear_jsd_kernel(co
   const row_cut cut = cut_row<T, N>(X, p.n_cols);
   if (ignored_row(p, row)) { /* the whole block leaves here */
     if (p.loss && threadIdx.x == 0) p.loss[row] = 0.0f;
-    if (dX) clear_gradient<T, N>(dX, cut);
+    if (dX) row_fill<T, N>(dX, cut, 0.0f);
     return;
   }
   const Op op(p);

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_linear_kl_div_kernel
   const row_cut cut = cut_row<T, N>(X, p.n_cols);
   if (ignored_row(p, row)) { /* the whole block leaves here */
     if (p.loss && threadIdx.x == 0) p.loss[row] = 0.0f;
-    if (dX) clear_gradient<T, N>(dX, cut);
+    if (dX) row_fill<T, N>(dX, cut, 0.0f);
     return;
   }
   const int64_t y_first = row * p.Y_row_stride, y_size = p.y_dtype == LIGER_F32 ? 4 : 2;
