@@ -286,7 +286,7 @@ __device__ __forceinline__ ce_gradient ce_finish(const ce_params &p, int64_t row
 }
 
 /* out = the gradient of U vectors of N columns, the target's left as if it were another's; vector u begins at
- * column col + u * step. */
+ * column col + u * step. Vectors outside the row may be among them: their results are not used. */
 template <bool FULL, typename T, int U, int N>
 __device__ __forceinline__ void ce_dx(vec<T, N> (&out)[U], const ce_params &p, const ce_gradient &g,
                                       const vec<T, N> (&x)[U], int64_t col, int64_t step) {
@@ -299,8 +299,10 @@ __device__ __forceinline__ void ce_dx(vec<T, N> (&out)[U], const ce_params &p, c
 #pragma unroll
     for (int j = 0; j < N; j++) dz[u][j] *= g.k;
     if (FULL && g.w_scale != 0.0f) {
+      const int64_t first = col + u * step; /* a vector that is nobody's has no weights */
+      const bool weighted = p.weight && first >= 0 && first + N <= p.n_cols;
 #pragma unroll
-      for (int j = 0; j < N; j++) dz[u][j] -= p.weight ? g.w_scale * p.weight[col + u * step + j] : g.w_scale;
+      for (int j = 0; j < N; j++) dz[u][j] -= weighted ? g.w_scale * p.weight[first + j] : g.w_scale;
     }
     if (FULL && p.softcap != 0.0f) {
 #pragma unroll
