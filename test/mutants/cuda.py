@@ -150,6 +150,20 @@ MUTANTS = [
         "rsqrtf(sum[k] * inv_n)",
         ops("poly_norm", "option_changes"),
     ),
+    (
+        "modulated_rms_norm_dropped_rows",
+        "csrc/kernels/modulated_rms_norm.cu",
+        "*last = *first + q + (piece < more);",
+        "*last = *first + q;",
+        ops("modulated_rms_norm"),
+    ),
+    (
+        "modulated_rms_norm_dw_without_scale",
+        "csrc/kernels/modulated_rms_norm.cu",
+        "fmaf(one_scale[j], g, dw[col + j])",
+        "g + dw[col + j]",
+        ops("modulated_rms_norm"),
+    ),
     ("relu_squared_slope", "csrc/kernels/relu_squared.cu", "(2.0f * relu(", "(relu(", ops("relu_squared")),
     (
         "relu_squared_of_negatives",
