@@ -1,4 +1,4 @@
-"""Cross entropy of a student's logits and total variation distance from a teacher's, per row: spec, autograd.
+"""Cross entropy of a student's logits and total variation distance from a teacher's, per row.
 
     p = softmax(student), q = softmax(teacher)
     ce = lse(student) - student_y,   tvd = sum |p - q| / 2

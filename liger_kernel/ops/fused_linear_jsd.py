@@ -1,4 +1,4 @@
-"""Jensen-Shannon divergence of two linear heads' logits without the logits in memory: spec, fakes, autograd.
+"""Jensen-Shannon divergence of two linear heads' logits without the logits in memory.
 
     x = log_softmax(student_input student_weight^T / T),   y = log_softmax(teacher_input teacher_weight^T / T)
     loss = jsd(x, y), see jsd.py;   with g = dloss/dx:  dlogits = (g - e^x sum g) / T

@@ -1,5 +1,4 @@
-"""KL divergence of a linear head's logits from given probabilities without the logits in memory: spec,
-autograd.
+"""KL divergence of a linear head's logits from given probabilities without the logits in memory.
 
     x = log_softmax(student_input student_weight^T / T),   q = target, which need not add up to 1
     loss = c sum q (ln max(q, eps) - x),   dlogits = c (e^x sum q - q) / T
