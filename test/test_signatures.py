@@ -89,8 +89,8 @@ def test_signature(module, name):
     thing = there
     for part in name.split("."):
         thing = getattr(thing, part)
-    thing = thing.fset if isinstance(thing, property) else thing  # the snapshot has the setter's arguments
-    thing = thing.fget if isinstance(thing, property) else thing
+    if isinstance(thing, property):  # the snapshot has the arguments of the setter, where there is one
+        thing = thing.fset or thing.fget
     mine = [p for p in inspect.signature(thing).parameters.values() if p.name not in ("self", "cls", "ctx")]
     upstream = theirs(API[module][name])
     named = {p.name: p for p in mine}

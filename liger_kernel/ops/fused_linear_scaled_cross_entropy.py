@@ -128,12 +128,20 @@ def _sample(n, h, v, k=0, ignored=0.0, **options):
 
 _base = _sample(9, 16, 45, 4, 0.3, temperature=0.7, return_entropy=True)
 _few = _sample(29, 16, 5)
+# without selected ids: for a symbolic n_rows torch 2.13's Inductor gives the saved (n_rows, K) the strides of
+# another output
+_dynamic = (
+    _sample(9, 16, 45, temperature=0.7),
+    _sample(33, 24, 65, temperature=0.7),
+    _sample(5, 8, 30, temperature=0.7),
+)
 
 SPEC = OpSpec(
     name="fused_linear_scaled_cross_entropy",
     fn=LigerFusedLinearScaledCrossEntropyFunction.apply,
     ref=fused_linear_scaled_cross_entropy_ref,
     samples=(_base, _sample(0, 8, 5, 2), _sample(1, 1, 1), _sample(33, 24, 2049), _sample(7, 16, 45, 3)),
+    dynamic=_dynamic,
     options=(
         (_base, _base.with_args("temperature", temperature=2.0)),
         (_base, _base.with_args("no-entropy", return_entropy=False)),

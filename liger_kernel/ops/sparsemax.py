@@ -36,7 +36,7 @@ class LigerSparsemaxFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, dim=-1):
+    def forward(ctx, x, dim):
         y = _fwd(x.movedim(dim, -1) if x.dim() > 1 else x)
         ctx.save_for_backward(y)
         ctx.dim = dim
