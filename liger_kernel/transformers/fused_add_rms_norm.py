@@ -40,15 +40,8 @@ class LigerFusedAddRMSNorm(nn.Module):
         self.casting_mode, self.in_place = casting_mode, in_place
 
     def forward(self, hidden_states, residual):
-        return LigerFusedAddRMSNormFunction.apply(
-            hidden_states,
-            residual,
-            self.weight,
-            self.variance_epsilon,
-            self.offset,
-            self.casting_mode,
-            self.in_place,
-        )
+        options = self.variance_epsilon, self.offset, self.casting_mode, self.in_place
+        return LigerFusedAddRMSNormFunction.apply(hidden_states, residual, self.weight, *options)
 
     def extra_repr(self):
         options = f"offset={self.offset}, casting_mode={self.casting_mode!r}"

@@ -44,13 +44,9 @@ class LigerGroupNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, hidden_states):
+        sizes = self.num_channels, self.num_groups
         return LigerGroupNormFunction.apply(
-            hidden_states,
-            self.weight,
-            self.bias,
-            self.num_channels,
-            self.num_groups,
-            self.variance_epsilon,
+            hidden_states, self.weight, self.bias, *sizes, self.variance_epsilon
         )
 
     def extra_repr(self):
