@@ -321,7 +321,7 @@ template <bool CENTRED, bool ADD> liger_status norm_fwd(const liger_norm_fwd_arg
   return (liger_status)LIGER_RT(GetLastError)();
 }
 
-int64_t norm_bwd_blocks(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
+inline int64_t norm_bwd_blocks(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
   const norm_plan p = norm_plan_bwd(n_rows, n_cols, x_dtype == LIGER_F32 ? 4 : 2);
   return norm_persistent_blocks(p, n_rows, NORM_MAX_THREADS);
 }
