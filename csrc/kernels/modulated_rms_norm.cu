@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   for (int64_t row = blockIdx.x; row < a.n_rows; row += gridDim.x, parity ^= 1) {
     float v[VEC], none[VEC], sum[1] = {};
     part.open((const T *)a.X + row * a.X_row_stride, nullptr, true);
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++)
       if (NV || part.owns(i)) {
         part.get(i, v, none);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     const float r = rsqrtf(fmaf(sum[0], inv_n, (float)a.eps));
     if (threadIdx.x == 0) ((float *)a.rstd)[row] = r;
     const int64_t s = row / rows_each;
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++)
       if (part.owns(i)) {
         float w[VEC], one_scale[VEC], shift[VEC] = {};
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
       float v[VEC], dy[VEC], w[VEC], one_scale[VEC], sum[1] = {};
       const float r = ((const float *)a.rstd)[row];
       part.open((const T *)a.X + row * a.X_row_stride, (const T *)a.dY + row * a.dY_row_stride, true);
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
       for (int i = 0; i < part.count(); i++)
         if (part.owns(i)) {
           part.get(i, v, dy);
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
         }
       norm_row_sums(sum, threads_per_row, scratch[parity]);
       const float slope = sum[0] * inv_n * r * r;
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
       for (int i = 0; i < part.count(); i++)
         if (part.owns(i)) {
           part.get(i, v, dy);
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
           store_vec<T, VEC>((T *)a.dX + row * a.n_cols + part.col(i), pack<T, VEC>(v));
         }
     }
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++) /* the modulation's sums, or the piece's */
       if (part.owns(i)) {
         const int64_t col = part.col(i);

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     const bool live = at.row < a.n_rows;
     float v[VEC], none[VEC], sum[3] = {};
     part.open((const T *)a.X + at.row * a.X_row_stride, nullptr, live);
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++)
       if (NV || part.owns(i)) { /* beyond the row the registers hold zeros */
         part.get(i, v, none);
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
       c[k] = w[k] * r;
     }
     T *const Y = (T *)a.Y + at.row * a.n_cols;
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++)
       if (live && part.owns(i)) {
         part.get(i, v, none);
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
 #pragma unroll
     for (int k = 0; k < 3; k++)
       if (live) r[k] = ((const float *)a.rstd)[3 * at.row + k];
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++)
       if (NV || part.owns(i)) {
         part.get(i, v, g);
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     }
     total[3] += sum[3];
     T *const dX = (T *)a.dX + at.row * a.n_cols;
-#pragma unroll
+#pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++)
       if (live && part.owns(i)) {
         part.get(i, v, g);
