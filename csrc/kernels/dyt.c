@@ -3,7 +3,7 @@
  *            dgamma = sum_rows(dY t),   dbeta = sum_rows(dY)
  *            with q = e^(-2 |alpha X|):   |t| = (1 - q) / (1 + q),   1 - t^2 = 4 q / (1 + q)^2
  * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; gamma beta dgamma dbeta (n_cols); alpha dalpha (1)
- * Rounding   fp32 (fp64) to the end, one rounding at the store; dalpha is added up in fp64 inside a block
+ * Rounding   fp32 (fp64) to the end, one rounding at the store; dalpha by runs, in fp64 inside a block
  * Plan       tiles of LIGER_ELEMENT_TILE columns pass through `real` buffers, which stay in the first-level
  *            cache; backward by blocks of rows, whose partial sums are added in a fixed order
  * Source     arXiv:2503.10622 */
@@ -61,20 +61,27 @@ liger_status LIGER_KERNEL(dyt_fwd)(const liger_dyt_fwd_args *a, int64_t row_begi
   return LIGER_OK;
 }
 
-/* dX of a tile, its part of dgamma and dbeta added to theirs; returns its part of dalpha */
-LIGER_INLINE real bwd_tile(void *restrict dx, real *restrict dgamma, real *restrict dbeta,
-                           const void *restrict dy, const void *restrict x, const real *restrict gamma,
-                           int64_t n, real alpha, liger_dtype t) {
-  real dalpha = 0;
-#pragma omp simd reduction(+ : dalpha)
-  for (int64_t i = 0; i < n; i++) {
-    const real v = load_element(x, i, t), g = load_element(dy, i, t);
-    real slope;
-    const real th = tanh_and_slope(alpha * v, &slope), u = g * gamma[i] * slope;
-    dgamma[i] += g * th;
-    dbeta[i] += g;
-    dalpha += u * v;
-    store_element(dx, i, u * alpha, t);
+/* dX of a tile, its part of dgamma and dbeta added to theirs; returns its part of dalpha, by runs: short
+ * ones in fp64, whose loop calls libm and is a single chain of additions */
+LIGER_INLINE double bwd_tile(void *restrict dx, real *restrict dgamma, real *restrict dbeta,
+                             const void *restrict dy, const void *restrict x, const real *restrict gamma,
+                             int64_t n, real alpha, liger_dtype t) {
+  const int64_t run = sizeof(real) == 4 ? 128 : 16;
+  double dalpha = 0;
+  for (int64_t c = 0; c < n; c += run) {
+    const int64_t end = run_end(c, n, run);
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = c; i < end; i++) {
+      const real v = load_element(x, i, t), g = load_element(dy, i, t);
+      real slope;
+      const real th = tanh_and_slope(alpha * v, &slope), u = g * gamma[i] * slope;
+      dgamma[i] += g * th;
+      dbeta[i] += g;
+      sum += u * v;
+      store_element(dx, i, u * alpha, t);
+    }
+    dalpha += (double)sum;
   }
   return dalpha;
 }
@@ -110,9 +117,9 @@ liger_status LIGER_KERNEL(dyt_bwd)(const liger_dyt_bwd_args *a, int64_t block_be
         const void *dY = view_row(dy, a->dY, row * a->dY_row_stride + col, n, t);
         const int64_t at = row * a->n_cols + col;
         void *dX = element_direct(t) ? (void *)elements_at(a->dX, at, t) : dx;
-        dalpha += (double)(direct_dtype(t) == LIGER_BF16
-                               ? bwd_tile(dX, dgamma, dbeta, dY, X, gamma, n, alpha, LIGER_BF16)
-                               : bwd_tile(dX, dgamma, dbeta, dY, X, gamma, n, alpha, LIGER_REAL));
+        dalpha += direct_dtype(t) == LIGER_BF16
+                      ? bwd_tile(dX, dgamma, dbeta, dY, X, gamma, n, alpha, LIGER_BF16)
+                      : bwd_tile(dX, dgamma, dbeta, dY, X, gamma, n, alpha, LIGER_REAL);
         if (!element_direct(t)) store_row(a->dX, at, dx, n, t);
       }
       if (a->dgamma) memcpy(to.dgamma + block * a->n_cols + col, dgamma, (size_t)n * sizeof(real));

@@ -35,7 +35,8 @@ static real far_clamped(real x) { return x < LP_FAR ? LP_FAR : x; /* a NaN stays
 
 typedef struct {
   softmax_state softmax;
-  real s, sum; /* sum e^(z-m) (z-m), for the entropy alone; sum z, for the mean alone */
+  real s;     /* sum e^(z-m) (z-m), for the entropy alone */
+  double sum; /* sum z, for the mean alone: one addition per run */
   int64_t argmax;
 } row_stats;
 
@@ -72,10 +73,13 @@ static row_stats read_row(const liger_linear_logprob_fwd_args *a, int64_t row, l
       r.argmax = c + i;
     }
     if (a->mean_logit) {
-      real sum = 0;
+      for (int64_t k = 0; k < n; k += LIGER_RUN) {
+        const int64_t end = run_end(k, n, LIGER_RUN);
+        real sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < n; i++) sum += z[i];
-      r.sum += sum;
+        for (int64_t i = k; i < end; i++) sum += z[i];
+        r.sum += (double)sum;
+      }
     }
   }
   return r;
@@ -116,7 +120,7 @@ liger_status LIGER_KERNEL(linear_logprob_fwd)(const liger_linear_logprob_fwd_arg
     ((real *)a->logprob)[row] = logprob_of(a, row, y, map, s, log_d);
     if (a->lse) ((real *)a->lse)[row] = s.m + log_d;
     if (a->entropy) ((real *)a->entropy)[row] = log_d - mean;
-    if (a->mean_logit) ((real *)a->mean_logit)[row] = r.sum / (real)a->n_cols;
+    if (a->mean_logit) ((real *)a->mean_logit)[row] = (real)(r.sum / (double)a->n_cols);
     if (a->argmax) a->argmax[row] = r.argmax;
     for (int64_t k = 0; k < a->n_extra; k++) {
       const int64_t id = a->extra_ids[row * a->extra_ids_row_stride + k];

@@ -30,22 +30,18 @@ typedef struct {
   int64_t n;
 } norm_stats;
 
-/* Sums of runs, then the sum of those: a long row loses no more digits than a short one, whatever the
- * vectoriser makes of a run. */
-enum { NORM_RUN = 512 };
-
 LIGER_INLINE norm_stats norm_tile_stats(const void *X, int64_t n, int centred, int has_rest, liger_dtype t) {
   real sum = 0, rest = 0, squares = 0;
-  for (int64_t c = 0; centred && c < n; c += NORM_RUN) {
-    const int64_t end = n - c < NORM_RUN ? n : c + NORM_RUN;
+  for (int64_t c = 0; centred && c < n; c += LIGER_RUN) {
+    const int64_t end = run_end(c, n);
     real run = 0;
 #pragma omp simd reduction(+ : run)
     for (int64_t i = c; i < end; i++) run += load_element(X, i, t);
     sum += run;
   }
   const real mean = sum / (real)n;
-  for (int64_t c = 0; c < n; c += NORM_RUN) {
-    const int64_t end = n - c < NORM_RUN ? n : c + NORM_RUN;
+  for (int64_t c = 0; c < n; c += LIGER_RUN) {
+    const int64_t end = run_end(c, n);
     real run_rest = 0, run_squares = 0;
 #pragma omp simd reduction(+ : run_rest, run_squares)
     for (int64_t i = c; i < end; i++) {

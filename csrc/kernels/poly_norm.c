@@ -3,7 +3,8 @@
  *            dX = dY (a1 + a2 X + a3 X^2) - X (a1 c1 + a2 c2 X^2 + a3 c3 X^4)
  *            dW = sum over rows of rk sum_row(dY X^k), k = 3, 2, 1;   db = sum(dY)
  * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; W dW (3); b db (1); rstd (n_rows, 3) real
- * Rounding   fp32 (fp64) to the end, one rounding at the store; sums over rows inside a block in fp64
+ * Rounding   fp32 (fp64) to the end, one rounding at the store; sums in runs of LIGER_RUN elements, which are
+ *            added up in fp64 inside a block
  * Plan       a row passes through `real` buffers of LIGER_TILE columns; a wider row is read twice
  * Source     arXiv:2411.03884 */
 #include "primitives.h"
@@ -13,17 +14,20 @@ static int64_t tile_width(int64_t n_cols, int64_t col) {
 }
 
 LIGER_INLINE void add_powers(double *sum, const void *X, int64_t n, liger_dtype t) {
-  real s1 = 0, s2 = 0, s3 = 0;
+  for (int64_t c = 0; c < n; c += LIGER_RUN) {
+    const int64_t end = run_end(c, n, LIGER_RUN);
+    real s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s1, s2, s3)
-  for (int64_t i = 0; i < n; i++) {
-    const real x = load_element(X, i, t), x2 = x * x;
-    s1 += x2;
-    s2 += x2 * x2;
-    s3 += x2 * x2 * x2;
+    for (int64_t i = c; i < end; i++) {
+      const real x = load_element(X, i, t), x2 = x * x;
+      s1 += x2;
+      s2 += x2 * x2;
+      s3 += x2 * x2 * x2;
+    }
+    sum[0] += (double)s3;
+    sum[1] += (double)s2;
+    sum[2] += (double)s1;
   }
-  sum[0] += (double)s3;
-  sum[1] += (double)s2;
-  sum[2] += (double)s1;
 }
 /* y = x (c[2] + x (c[1] + x c[0])) + b */
 LIGER_INLINE void polynomial(void *Y, const void *X, const real *c, real b, int64_t n, liger_dtype t) {
@@ -69,19 +73,22 @@ liger_status LIGER_KERNEL(poly_norm_fwd)(const liger_poly_norm_fwd_args *a, int6
 
 /* sums of dY X^3, dY X^2, dY X, dY */
 LIGER_INLINE void add_products(double *sum, const void *dY, const void *X, int64_t n, liger_dtype t) {
-  real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  for (int64_t c = 0; c < n; c += LIGER_RUN) {
+    const int64_t end = run_end(c, n, LIGER_RUN);
+    real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t i = 0; i < n; i++) {
-    const real x = load_element(X, i, t), dy = load_element(dY, i, t);
-    s0 += dy;
-    s1 += dy * x;
-    s2 += dy * x * x;
-    s3 += dy * x * x * x;
+    for (int64_t i = c; i < end; i++) {
+      const real x = load_element(X, i, t), dy = load_element(dY, i, t);
+      s0 += dy;
+      s1 += dy * x;
+      s2 += dy * x * x;
+      s3 += dy * x * x * x;
+    }
+    sum[0] += (double)s3;
+    sum[1] += (double)s2;
+    sum[2] += (double)s1;
+    sum[3] += (double)s0;
   }
-  sum[0] += (double)s3;
-  sum[1] += (double)s2;
-  sum[2] += (double)s1;
-  sum[3] += (double)s0;
 }
 /* k = {a1, a2, a3, a1 c1, a2 c2, a3 c3} */
 LIGER_INLINE void dx_tile(void *dX, const void *dY, const void *X, const real *k, int64_t n, liger_dtype t) {

@@ -247,6 +247,13 @@ static inline void column_sum(void *dst, const real *partial, int64_t n_blocks, 
   }
 }
 
+/* Long sums are sums of runs, then the sum of those: a long row loses no more digits than a short one,
+ * whatever the vectoriser makes of a run. */
+enum { LIGER_RUN = 512 };
+static inline int64_t run_end(int64_t begin, int64_t n, int64_t run) {
+  return n - begin < run ? n : begin + run;
+}
+
 /* rows [first, last) of block b when n_rows are dealt out to n_blocks as evenly as whole rows allow */
 static inline void block_rows(int64_t b, int64_t n_blocks, int64_t n_rows, int64_t *first, int64_t *last) {
   const int64_t q = n_rows / n_blocks, m = n_rows % n_blocks;
