@@ -33,7 +33,7 @@ typedef struct {
 LIGER_INLINE norm_stats norm_tile_stats(const void *X, int64_t n, int centred, int has_rest, liger_dtype t) {
   real sum = 0, rest = 0, squares = 0;
   for (int64_t c = 0; centred && c < n; c += LIGER_RUN) {
-    const int64_t end = run_end(c, n);
+    const int64_t end = run_end(c, n, LIGER_RUN);
     real run = 0;
 #pragma omp simd reduction(+ : run)
     for (int64_t i = c; i < end; i++) run += load_element(X, i, t);
@@ -41,7 +41,7 @@ LIGER_INLINE norm_stats norm_tile_stats(const void *X, int64_t n, int centred, i
   }
   const real mean = sum / (real)n;
   for (int64_t c = 0; c < n; c += LIGER_RUN) {
-    const int64_t end = run_end(c, n);
+    const int64_t end = run_end(c, n, LIGER_RUN);
     real run_rest = 0, run_squares = 0;
 #pragma omp simd reduction(+ : run_rest, run_squares)
     for (int64_t i = c; i < end; i++) {
