@@ -221,8 +221,13 @@ __global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES)
   const int64_t b0 = n_blocks * slice / COLUMN_SUM_SLICES, b1 = n_blocks * (slice + 1) / COLUMN_SUM_SLICES;
   float s = 0.0f;
   if (first + col < n_cols)
-#pragma unroll 8
-    for (int64_t b = b0; b < b1; b++) s += partial[b * n_cols + first + col];
+    for (int64_t b = b0; b < b1; b += 8) { /* 8 on the way at once, the last turn's too */
+      float v[8];
+#pragma unroll
+      for (int i = 0; i < 8; i++) v[i] = b + i < b1 ? partial[(b + i) * n_cols + first + col] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; i++) s += v[i];
+    }
   slice_sum[slice][col] = s;
   __syncthreads();
   /* now a lane a slice, and each 32 lanes a column */

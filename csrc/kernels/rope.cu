@@ -13,15 +13,18 @@
 
 namespace {
 
-/* Small blocks, which come and go one by one, and plain accesses: both measured, each some 3 % of the time. */
-constexpr int THREADS = 64, BLOCKS_PER_SM = 12;
+/* Blocks of one warp, which come and go one by one, and plain accesses: both measured, each some 3 % of the
+ * time. */
+constexpr int THREADS = GPU_MAX_LANES, BLOCKS_PER_SM = 768 / THREADS;
 constexpr int HEADS = 4; /* 8 loads of 16 bytes in flight, and one look-up of the angles for all of them */
 
 /* A token is `groups` items of up to HEADS neighbouring heads, the first `q_groups` of them Q's, so that a
  * thread steps through one tensor with one stride. An item is `columns` threads, a vector of each half
- * apiece. */
+ * apiece. Neighbouring items are those whose bytes are nearest: of a token where its heads lie together, else
+ * of neighbouring tokens. */
 struct rope_plan {
   int columns, q_groups, groups;
+  bool tokens_together;
 };
 
 /* a 64-bit division costs as much as the rest of the look-up */
@@ -32,11 +35,15 @@ __device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
 template <typename T, int VEC>
 __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     rope_kernel(const liger_rope_args a, const rope_plan plan) {
-  const int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, item = divide(thread, plan.columns),
-                token = divide(item, plan.groups);
-  if (token >= a.batch * a.seq_len) return;
-  const int group = (int)(item - token * plan.groups), col = (int)(thread - item * plan.columns) * VEC;
-  const int64_t b = divide(token, a.seq_len), t = token - b * a.seq_len;
+  const int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, item = divide(thread, plan.columns);
+  const int col = (int)(thread - item * plan.columns) * VEC;
+  const int64_t n_inner = plan.tokens_together ? a.seq_len : plan.groups,
+                n_middle = plan.tokens_together ? plan.groups : a.seq_len;
+  const int64_t outer = divide(item, n_inner), inner = item - outer * n_inner, b = divide(outer, n_middle),
+                middle = outer - b * n_middle;
+  if (b >= a.batch) return;
+  const int64_t t = plan.tokens_together ? inner : middle;
+  const int group = (int)(plan.tokens_together ? middle : inner);
   const int half = (int)(a.rotary_dim / 2);
   const bool is_q = group < plan.q_groups;
   const int first = (is_q ? group : group - plan.q_groups) * HEADS;
@@ -123,7 +130,8 @@ liger_status launch_rope(const liger_rope_args &a, liger_dtype t, gpu_stream str
     const bool whole = vectors(a, sizeof(T)) &&
                        vectors(a.cos, a.cos_batch_stride, a.cos_row_stride, table_size) &&
                        vectors(a.sin, a.sin_batch_stride, a.sin_row_stride, table_size);
-    const rope_plan p = {(int)(whole ? half / VEC : half), (int)q_groups, (int)groups};
+    const liger_rope_strides &in = a.n_q_heads ? a.Q_strides : a.K_strides;
+    const rope_plan p = {(int)(whole ? half / VEC : half), (int)q_groups, (int)groups, in.token < in.head};
     const int64_t grid = (a.batch * a.seq_len * groups * p.columns + THREADS - 1) / THREADS;
     if (grid > GPU_MAX_GRID) return LIGER_ERR_SIZE;
     if (whole) rope_kernel<T, VEC><<<(unsigned)grid, THREADS, 0, stream>>>(a, p);
