@@ -15,7 +15,7 @@ namespace {
 
 /* Blocks of one warp, which come and go one by one, and plain accesses: both measured, each some 3 % of the
  * time. */
-constexpr int THREADS = GPU_MAX_LANES, BLOCKS_PER_SM = 768 / THREADS;
+constexpr int THREADS = GPU_MAX_LANES, BLOCKS_PER_SM = 16;
 constexpr int HEADS = 4; /* 8 loads of 16 bytes in flight, and one look-up of the angles for all of them */
 
 /* A token is `groups` items of up to HEADS neighbouring heads, the first `q_groups` of them Q's, so that a
