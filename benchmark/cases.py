@@ -12,6 +12,11 @@ CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 def draw(arg, dtype, device, generator):
     """The tensor that an `ops._spec.T` (or a dict of its fields) describes."""
     t = arg if isinstance(arg, dict) else vars(arg)
+    order = t.get("memory")
+    if order:  # drawn as it lies in memory, seen in the shape's order
+        dense = draw({**t, "shape": [t["shape"][d] for d in order], "memory": None}, dtype, device, generator)
+        seen = dense.detach().permute([order.index(d) for d in range(len(order))])
+        return seen.requires_grad_(dense.requires_grad)
     if t["kind"] == "index":
         x = torch.randint(t["low"], t["high"], t["shape"], generator=generator, device=device)
         if t["ignored"]:
@@ -33,6 +38,12 @@ def portable(case):
     args = {k: vars(v) if is_tensor(v) else v for k, v in case.sample.args.items()}
     elements = case.fwd_elements, case.full_elements
     return {"id": case.id, "args": args, "elements": elements, "flops": case.flops}
+
+
+def random_like(o, generator):
+    """Random values in the memory order of `o`, as autograd passes them on; the same for any order."""
+    values = torch.randn(o.shape, generator=generator, device=o.device, dtype=o.dtype)
+    return torch.empty_like(o).copy_(values)
 
 
 class Call:
@@ -57,8 +68,7 @@ class Call:
         out = [o for o in out if isinstance(o, torch.Tensor) and o.requires_grad]
         if self.gradients is None:
             g = torch.Generator(out[0].device).manual_seed(1)
-            like = lambda o: torch.randn(o.shape, generator=g, device=o.device, dtype=o.dtype)
-            self.gradients = [like(o) if o.ndim else torch.ones_like(o) for o in out]
+            self.gradients = [random_like(o, g) if o.ndim else torch.ones_like(o) for o in out]
         return out, torch.autograd.grad(out, self.leaves, self.gradients, allow_unused=True)
 
 

@@ -65,6 +65,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--rounds", type=int, default=15)
+    machine.add_commit(p)
     p.add_argument("--out", default="", help="default benchmark/results/host_overhead_<device>.jsonl")
     a = p.parse_args()
     seen = measure(variants(a.device), a.device, a.rounds)

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -14,17 +15,33 @@ RESULTS = ROOT / "benchmark" / "results"
 
 
 def commit():
-    """The checkout's commit, with + where files differ from it; "unknown" outside git."""
+    """LIGER_BENCH_COMMIT (which --commit sets), for a copied tree; else the checkout's commit, with + where
+    files differ from it; "unknown" outside git."""
+    if given := os.environ.get("LIGER_BENCH_COMMIT"):
+        return given
 
     def git(*args):
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return "unknown"  # a copy inside another repository
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "liger_kernel")
         return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def add_commit(parser):
+    """--commit: where rows are measured in a copy of the tree, its repository knows nothing of ours."""
+
+    def keep(commit):
+        os.environ["LIGER_BENCH_COMMIT"] = commit
+        return commit
+
+    text = "what rows name as commit; default: LIGER_BENCH_COMMIT, else git's"
+    parser.add_argument("--commit", type=keep, help=text)
 
 
 def machine(device):
@@ -54,17 +71,21 @@ def version(distribution, path):
 
 
 def read_rows(path):
+    """The rows of a file, without a last line that an interruption cut short."""
     try:
-        return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        text = Path(path).read_text()
     except FileNotFoundError:
         return []
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
 
 
 def append_rows(path, rows):
+    """Adds rows, in the place of a last line that an interruption cut short."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as f:
-        for row in rows:
-            f.write(json.dumps(row) + "\n")
+    with open(path, "a+b") as f:
+        f.seek(0)
+        f.truncate(f.read().rfind(b"\n") + 1)
+        f.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def progress(items, **options):

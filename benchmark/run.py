@@ -45,6 +45,7 @@ def options(argv=None):
     p.add_argument("--rounds", type=int, default=21, help="CPU rounds")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--upstream", default="", help="directory that holds upstream's liger_kernel")
+    machine.add_commit(p)
     p.add_argument("--out", default="", help="JSON lines; default benchmark/results/ops_<device>.jsonl")
     return p.parse_args(argv)
 

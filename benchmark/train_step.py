@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from . import machine
+
 _LLAMA8B = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -99,6 +101,7 @@ def options():
     p.add_argument("--rounds", type=int, default=2)
     p.add_argument("--checkpointing", action="store_true")
     p.add_argument("--upstream", default="", help="directory that holds upstream's liger_kernel")
+    machine.add_commit(p)
     p.add_argument("--out", default="", help="default benchmark/results/train_step_<device>.jsonl")
     p.add_argument("--run", default="", help=argparse.SUPPRESS)  # what a child process is told
     return p.parse_args()
@@ -177,8 +180,6 @@ def main():
     a = options()
     if a.run:
         return train(a)
-    from . import machine
-
     impls, best = a.impls.split(","), {}
     for impl in machine.progress([*impls] * a.rounds, desc="runs"):
         command = [sys.executable, "-m", "benchmark.train_step", *sys.argv[1:], "--run", impl]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .ops._spec import OpSpec, Sample, T
+from .ops._spec import OpSpec, Sample, T, in_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 LAYOUTS = ("sliced", "transposed", "permuted", "expanded", "misaligned", "strided")
@@ -82,6 +82,9 @@ def draw(sample: Sample, device="cpu", x=torch.float32, w=None, seed=0, layout=N
     for name, arg in sample.args.items():
         if isinstance(arg, T):
             t = _tensor(arg, generator, device, x, w or x)
+            if arg.memory:
+                dense, order = in_memory(arg.shape, arg.memory)
+                t = t.new_empty(dense).permute(order).copy_(t)
             t = lay_out(t, layout) if arg.layouts else t
             arg = t.requires_grad_(grad and arg.grad and t.is_floating_point())
         args[name] = arg

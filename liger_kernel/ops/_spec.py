@@ -20,7 +20,9 @@ class T:
 
     kind: "x" takes the activation dtype of the test grid, "w" the parameter dtype, "fp32" is always float32
     (float64 in fp64 runs), "index" is int64. Floating tensors are normal with the given `scale` and `mean`.
-    Index tensors are uniform in [low, high); a share `ignored` of them is set to -100.
+    Index tensors are uniform in [low, high); a share `ignored` of them is set to -100. `memory` is the order
+    of the dimensions in memory, outermost first: (0, 2, 1, 3) is a (B, H, T, D) tensor that is a transposed
+    view of dense (B, T, H, D), as queries are in Hugging Face's models.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +35,7 @@ class T:
     ignored: float = 0.0
     positive: bool = False  # absolute values: class weights, probabilities
     layouts: bool = True  # may be drawn strided, transposed, expanded, misaligned
+    memory: tuple[int, ...] | None = None  # None: contiguous
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,15 @@ class OpSpec:
     gemm: bool = False
     reduces: bool = False
     notes: str = ""
+
+
+def in_memory(shape, memory) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(the dense tensor's shape, the permutation of it that has `shape`) for a `T.memory`."""
+    if memory is None:
+        return tuple(shape), tuple(range(len(shape)))
+    if sorted(memory) != list(range(len(shape))):
+        raise ValueError(f"memory is {memory}, expected a permutation of the dimensions of {tuple(shape)}")
+    return tuple(shape[d] for d in memory), tuple(memory.index(d) for d in range(len(shape)))
 
 
 def accum(x: torch.Tensor) -> torch.dtype:

@@ -8,6 +8,8 @@ Backward is the same map with s negated. Source: arXiv:2104.09864; apply_rotary_
 modeling_llama.py.
 """
 
+from dataclasses import replace
+
 import torch
 
 from ._spec import Case, OpSpec, Sample, T
@@ -136,6 +138,14 @@ def _sample(b, n_q, n_kv, s, d, table=None, width=None, kind="w", id=None, **opt
     return Sample(name, {"q": T(shape(n_q)), "k": T(shape(n_kv)), "cos": t, "sin": t, **options})
 
 
+_HEADS_INSIDE = (0, 2, 1, 3)  # how a projection leaves q and k: dense (batch, seq_len, heads, head_dim)
+
+
+def _transposed(id, sample):
+    """The sample with q and k as Hugging Face's attention has them, views of (batch, seq_len, heads, d)."""
+    return sample.with_args(id, **{n: replace(sample.args[n], memory=_HEADS_INSIDE) for n in "qk"})
+
+
 def _ids(*shape, high):
     return T(shape, "index", grad=False, high=high, layouts=False)
 
@@ -151,9 +161,11 @@ def _raw(args):
     return [(_rope, (q, k, *rest, False)), (_rope, (q, k, *rest, True))]
 
 
-def _case(b, n_q, n_kv, s, d, id):
-    n = b * s * (n_q + n_kv) * d
-    return Case(id, _sample(b, n_q, n_kv, s, d, kind="x"), 2 * n, 4 * n)
+def _cases(b, n_q, n_kv, s, d):
+    """As models call it, and on q and k that are contiguous as (batch, heads, seq_len, head_dim)."""
+    n, id = 2 * b * s * (n_q + n_kv) * d, f"{n_q}+{n_kv}x{d}"
+    dense = _sample(b, n_q, n_kv, s, d, kind="x")
+    return Case(id, _transposed("transposed", dense), n, 2 * n), Case(f"{id}-contiguous", dense, n, 2 * n)
 
 
 _base = _sample(2, 4, 2, 5, 16)
@@ -163,6 +175,8 @@ SPEC = OpSpec(
     ref=rope_ref,
     samples=(
         _base,
+        _transposed("transposed", _base),
+        _transposed("transposed", _sample(1, 5, 3, 37, 64)),
         *(
             _sample(*shape)
             for shape in [
@@ -231,8 +245,8 @@ SPEC = OpSpec(
         ),
     ),
     cases={
-        "cpu": (_case(2, 32, 8, 1024, 64, "32+8x64"),),
-        "cuda": (_case(4, 32, 8, 4096, 128, "32+8x128"),),
+        "cpu": _cases(2, 32, 8, 1024, 64),
+        "cuda": _cases(4, 32, 8, 4096, 128),
     },
     notes="rotary_dim, partial tables, position_ids, any strides",
 )
