@@ -90,9 +90,9 @@ struct Call {
     const int64_t sizes[2] = {n_rows, n_cols};
     return liger::empty(sizes, 2, dtype, x);
   }
-  liger::LinearLoss head(const liger::LinearLossWanted &want, int64_t budget,
-                         const liger::Scope &scope) const {
-    return {op, x, w, bias, compute, want, LIGER_ACCUM_AUTO, budget, 1, scope};
+  liger::LinearLoss head(const liger::LinearLossWanted &want, int64_t budget, const liger::Scope &scope,
+                         const std::optional<Tensor> &buffer = std::nullopt) const {
+    return {op, x, w, bias, compute, want, LIGER_ACCUM_AUTO, budget, 1, scope, buffer};
   }
   // what a block's row kernel is told alike in both passes
   template <class Args> void set_rows(Args &a, const liger::LogitsBlock &block) const {
@@ -193,12 +193,19 @@ struct Incoming {
   }
 };
 
+// What backward does with the logits that the forward pass kept
+enum Kept {
+  BESIDE,   // dlogits have a buffer of their own, and the logits stay
+  OVER,     // dlogits are written over them
+  OVERDONE, // an earlier backward has done so: they are computed again, in the same memory
+};
+
 // dhidden, dweight, dbias; (0,) where not wanted. stats, logits: of the forward pass; without logits they are
 // computed again, block by block.
-std::tuple<Tensor, Tensor, Tensor> linear_logprob_bwd(
+std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor &hidden, const Tensor &weight, const Tensor &ids, const std::optional<Tensor> &bias,
     const std::optional<Tensor> &extra_ids, const Tensor &stats_, const std::optional<Tensor> &logits,
-    const std::optional<Tensor> &dlogprob, const std::optional<Tensor> &dlse,
+    Kept kept_, const std::optional<Tensor> &dlogprob, const std::optional<Tensor> &dlse,
     const std::optional<Tensor> &dentropy, const std::optional<Tensor> &dmean_logit,
     const std::optional<Tensor> &dextra_, double logit_scale, double softcap, double temperature,
     int64_t ignore_index, bool needs_dx, bool needs_dw, bool needs_dbias, int64_t compute_dtype,
@@ -223,23 +230,24 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_bwd(
 #if !LIGER_GPU
   const liger::LiveRows live(c.ids, ignore_index);
   if (!logits && live.few()) { /* as in the forward pass */
-    auto [dx, dw, db] = linear_logprob_bwd(
-        live.gather(c.x), weight, live.gather(c.ids), bias, live.gather(extra_ids), live.gather(stats),
-        logits, live.gather(dlogprob), live.gather(dlse), live.gather(dentropy), live.gather(dmean_logit),
-        live.gather(dextra_), logit_scale, softcap, temperature, ignore_index, needs_dx, needs_dw,
-        needs_dbias, compute_dtype, memory_budget);
+    auto [dx, dw, db] = backward(live.gather(c.x), weight, live.gather(c.ids), bias, live.gather(extra_ids),
+                                 live.gather(stats), logits, kept_, live.gather(dlogprob), live.gather(dlse),
+                                 live.gather(dentropy), live.gather(dmean_logit), live.gather(dextra_),
+                                 logit_scale, softcap, temperature, ignore_index, needs_dx, needs_dw,
+                                 needs_dbias, compute_dtype, memory_budget);
     return {needs_dx ? live.scatter(dx) : dx, dw, db};
   }
 #endif
   const liger::Scope scope(c.x);
-  liger::LinearLoss head = c.head({needs_dx, needs_dw, needs_dbias && bias}, memory_budget, scope);
+  liger::LinearLoss head = c.head({needs_dx, needs_dw, needs_dbias && bias}, memory_budget, scope,
+                                  kept_ == BESIDE ? std::nullopt : logits);
   if (logits) {
     const Arg kept(*logits, "logits");
     if (kept.raw_dtype != liger::torch_dtype(c.compute) || !liger::is_dense(kept) ||
         kept.numel() != c.n_rows * c.vocab_size || head.plan.n_blocks > 1)
       liger::fail(c.op, "logits has shape ", kept.shape(), ", expected what the forward pass kept: (",
                   c.n_rows, ", ", c.vocab_size, ")");
-    head.adopt(*logits);
+    if (kept_ != OVERDONE) head.adopt(*logits);
   }
   const int64_t size = c.real_size();
   for (int64_t b = 0; b < head.plan.n_blocks; b++) {
@@ -270,6 +278,33 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_bwd(
   head.finish();
   return {head.dx, head.dw, head.dbias};
 }
+
+std::tuple<Tensor, Tensor, Tensor> linear_logprob_bwd(
+    const Tensor &hidden, const Tensor &weight, const Tensor &ids, const std::optional<Tensor> &bias,
+    const std::optional<Tensor> &extra_ids, const Tensor &stats, const std::optional<Tensor> &logits,
+    const std::optional<Tensor> &dlogprob, const std::optional<Tensor> &dlse,
+    const std::optional<Tensor> &dentropy, const std::optional<Tensor> &dmean_logit,
+    const std::optional<Tensor> &dextra, double logit_scale, double softcap, double temperature,
+    int64_t ignore_index, bool needs_dx, bool needs_dw, bool needs_dbias, int64_t compute_dtype,
+    int64_t memory_budget) {
+  return backward(hidden, weight, ids, bias, extra_ids, stats, logits, BESIDE, dlogprob, dlse, dentropy,
+                  dmean_logit, dextra, logit_scale, softcap, temperature, ignore_index, needs_dx, needs_dw,
+                  needs_dbias, compute_dtype, memory_budget);
+}
+
+// The same, with dlogits written over the logits. spent: an earlier call has done so already.
+std::tuple<Tensor, Tensor, Tensor> linear_logprob_bwd_(
+    const Tensor &hidden, const Tensor &weight, const Tensor &ids, const std::optional<Tensor> &bias,
+    const std::optional<Tensor> &extra_ids, const Tensor &stats, const Tensor &logits, bool spent,
+    const std::optional<Tensor> &dlogprob, const std::optional<Tensor> &dlse,
+    const std::optional<Tensor> &dentropy, const std::optional<Tensor> &dmean_logit,
+    const std::optional<Tensor> &dextra, double logit_scale, double softcap, double temperature,
+    int64_t ignore_index, bool needs_dx, bool needs_dw, bool needs_dbias, int64_t compute_dtype,
+    int64_t memory_budget) {
+  return backward(hidden, weight, ids, bias, extra_ids, stats, logits, spent ? OVERDONE : OVER, dlogprob,
+                  dlse, dentropy, dmean_logit, dextra, logit_scale, softcap, temperature, ignore_index,
+                  needs_dx, needs_dw, needs_dbias, compute_dtype, memory_budget);
+}
 } // namespace
 
 #if !LIGER_GPU
@@ -285,9 +320,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
       "Tensor? dextra, float logit_scale, float softcap, float temperature, int ignore_index, bool needs_dx, "
       "bool needs_dw, bool needs_dbias, int compute_dtype, int memory_budget) -> "
       "(Tensor dhidden, Tensor dweight, Tensor dbias)");
+  m.def("linear_logprob_bwd_(Tensor hidden, Tensor weight, Tensor ids, Tensor? bias, Tensor? extra_ids, "
+        "Tensor stats, Tensor(a!) logits, bool spent, Tensor? dlogprob, Tensor? dlse, Tensor? dentropy, "
+        "Tensor? dmean_logit, Tensor? dextra, float logit_scale, float softcap, float temperature, "
+        "int ignore_index, bool needs_dx, bool needs_dw, bool needs_dbias, int compute_dtype, "
+        "int memory_budget) -> (Tensor dhidden, Tensor dweight, Tensor dbias)");
 }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(liger, LIGER_BACKEND, m) {
   m.impl("linear_logprob_fwd", TORCH_BOX(&linear_logprob_fwd));
   m.impl("linear_logprob_bwd", TORCH_BOX(&linear_logprob_bwd));
+  m.impl("linear_logprob_bwd_", TORCH_BOX(&linear_logprob_bwd_));
 }

@@ -9,7 +9,7 @@
 //
 // A pass without gradients wants none of the three, and calls neither gradients() nor finish(). Logits that an
 // earlier pass kept (all in one block) are adopted: logits() then makes no product, and the row kernel reads
-// block.source instead.
+// block.source instead. Or they are given as the block's buffer: dlogits are written over them.
 //
 // Products are torch's own, called below the dispatcher. Nothing that nobody asked for is computed or
 // allocated. The first block writes dW, later ones add to it in the plan's accumulator type: no buffer is
@@ -81,14 +81,15 @@ struct LinearLoss {
 
   LinearLoss(const char *op, const Arg &x, const Arg &w, const std::optional<Arg> &bias, liger_dtype compute,
              const LinearLossWanted &want, int accum, int64_t memory_budget, int64_t chunk_mem_const,
-             const Scope &scope)
+             const Scope &scope, const std::optional<Tensor> &given = std::nullopt)
       : op(op), x(x), w(w), compute(compute), x_dtype(check_float(op, x)), w_dtype(check_float(op, w)),
         want(want), scope(scope), n_rows(x.sizes[0]), hidden_size(x.sizes[1]), vocab_size(w.sizes[0]),
         plan(make_plan(accum, memory_budget, chunk_mem_const)),
         dx(matrix(want.dx, n_rows, hidden_size, x_dtype)),
         dw(matrix(want.dw, vocab_size, hidden_size, w_dtype)),
         dbias(empty_1d(want.dbias ? vocab_size : 0, bias ? bias->raw_dtype : x.raw_dtype, x)),
-        buffer(matrix(true, plan.block_rows, vocab_size, compute)), weight(in_compute_dtype(w, w_dtype)) {
+        buffer(given ? *given : matrix(true, plan.block_rows, vocab_size, compute)),
+        weight(in_compute_dtype(w, w_dtype)) {
     const bool same = w_dtype == compute;
     const int64_t row = same ? w.strides[0] : hidden_size, col = same ? w.strides[1] : 1;
     weight_t = view(weight, hidden_size, vocab_size, col, row, 0);
@@ -101,7 +102,7 @@ struct LinearLoss {
 
   // all logits in the buffer, for a later pass to adopt; only where the plan has one block
   Tensor kept() const { return buffer; }
-  void adopt(const Tensor &logits) { adopted = logits; }
+  void adopt(const Tensor &logits) { adopted = logits; } // may be the given buffer itself
 
   LogitsBlock logits(int64_t b) {
     const int64_t first = b * plan.block_rows,

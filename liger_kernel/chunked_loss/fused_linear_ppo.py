@@ -115,10 +115,11 @@ class LigerFusedLinearPPOBase(Applied):
             ignore_index=IGNORED,
             memory_budget=memory_budget,
         )
-        per_token_logps = linear_logprob(_input, weight, ids, bias, **options).logprob
+        # the reference first: its logits are gone before those of the policy are kept
         if beta != 0 and _takes_states(use_ref_model, ref_per_token_logps, ref_input, ref_weight):
             with torch.no_grad():
                 ref_per_token_logps = linear_logprob(ref_input, ref_weight, ids, ref_bias, **options).logprob
+        per_token_logps = linear_logprob(_input, weight, ids, bias, **options).logprob
         loss, metrics = cls.ppo_loss_fn(
             per_token_logps=per_token_logps,
             attention_mask=attention_mask,

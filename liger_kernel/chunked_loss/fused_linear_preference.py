@@ -151,14 +151,7 @@ class LigerFusedLinearPreferenceBase(Applied):
         valid = target != ignore_index
         lengths = valid.sum(-1).clamp(min=1) if average_log_prob else 1
 
-        labels, other = target, None
-        if nll_target is not None:
-            labels, other = _two_targets(target, nll_target, ignore_index)
-        out = linear_logprob(_input, weight, labels, bias, return_mean_logit=True, extra_ids=other, **options)
-        per_token = out.logprob if other is None else out.logprob * valid
-        logps = per_token.sum(-1) / lengths
-        chosen, rejected = logps[:n_pairs], logps[n_pairs:]
-
+        # the reference first: its logits are gone before those of the policy are kept
         given = (ref_input, ref_weight, ref_chosen_logps, ref_rejected_logps)
         reference = {}
         if use_ref_model:
@@ -166,6 +159,14 @@ class LigerFusedLinearPreferenceBase(Applied):
                 reference = _reference(*given, ref_bias, target, lengths, options)
         elif any(t is not None for t in given):
             raise ValueError("a reference model is given and use_ref_model is False")
+
+        labels, other = target, None
+        if nll_target is not None:
+            labels, other = _two_targets(target, nll_target, ignore_index)
+        out = linear_logprob(_input, weight, labels, bias, return_mean_logit=True, extra_ids=other, **options)
+        per_token = out.logprob if other is None else out.logprob * valid
+        logps = per_token.sum(-1) / lengths
+        chosen, rejected = logps[:n_pairs], logps[n_pairs:]
 
         if nll_target is None:
             nll = -masked_mean(per_token[:n_pairs], valid[:n_pairs])

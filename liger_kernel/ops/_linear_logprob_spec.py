@@ -93,6 +93,7 @@ def _raw(args):
         torch.promote_types(x.dtype, weight.dtype)
     ]
     fwd, bwd = torch.ops.liger.linear_logprob_fwd.default, torch.ops.liger.linear_logprob_bwd.default
+    over = torch.ops.liger.linear_logprob_bwd_.default
     numbers, big = (1.5, 3.0, 0.7, -100), 2**28
     rows = torch.ones(x.shape[0], device=x.device, dtype=accum(x))
     calls, yes, no = [], (True,) * 3, (False,) * 3
@@ -102,6 +103,9 @@ def _raw(args):
         given = (rows, rows, rows, rows, None if e is None else torch.ones_like(e, dtype=accum(x)))
         saved = (x, weight, ids, bias, e, stats, logits if keep else None)
         calls += [(fwd, forward), (bwd, (*saved, *given, *numbers, *yes, code, budget))]
+        if keep:
+            rest = (*given, *numbers, *yes, code, budget)
+            calls += [(over, (*saved[:-1], logits.clone(), spent, *rest)) for spent in (False, True)]
     calls.append((fwd, (x, weight, ids, None, None, *numbers, *no, False, False, False, code, big)))
     calls.append((bwd, (*saved, rows, None, None, None, None, *numbers, *no, code, big)))
     return calls

@@ -12,9 +12,9 @@
 with the logits one block at a time in one reused buffer, as in ops/linear_loss.py. Forward keeps m,
 sum e^(z-m) and sum p (z-m) of every row: 12 bytes. Backward computes a block's logits again, turns it in
 place into dlogits and multiplies: 8 n H V operations in all (a gradient made in forward takes 6).
-Logits that take at most half the budget are kept by forward instead (see `keeps_logits`), and backward makes
-its dlogits beside them: 6 n H V operations, never more than the budget. On the CPU ignored rows take no part
-in the products, but where logits are kept. Reference and spec: _linear_logprob_spec.py.
+Logits that fit the budget are kept by forward instead (see `keeps_logits`), and backward writes its dlogits
+over them: 6 n H V operations, never more than the budget. On the CPU ignored rows take no part in the
+products, but where logits are kept. Reference and spec: _linear_logprob_spec.py.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ __all__ = ["LigerLinearLogprobFunction", "LinearLogprob"]
 
 _fwd = torch.ops.liger.linear_logprob_fwd.default
 _bwd = torch.ops.liger.linear_logprob_bwd.default
+_bwd_ = torch.ops.liger.linear_logprob_bwd_.default
 _STATS = 3  # LIGER_LOGPROB_STATS in csrc/liger.h
 
 
@@ -71,7 +72,7 @@ def _(
 
 
 @torch.library.register_fake("liger::linear_logprob_bwd")
-def _(
+def _fake_bwd(
     hidden,
     weight,
     ids,
@@ -102,6 +103,11 @@ def _(
     )
 
 
+@torch.library.register_fake("liger::linear_logprob_bwd_")
+def _(hidden, weight, ids, bias, extra_ids, stats, logits, spent, *rest):
+    return _fake_bwd(hidden, weight, ids, bias, extra_ids, stats, logits, *rest)
+
+
 @dataclass
 class LinearLogprob:
     """What `linear_logprob` returns: float32 (float64 for float64) but for argmax; None where not asked for.
@@ -119,12 +125,15 @@ class LinearLogprob:
 
 
 def keeps_logits(n_rows, vocab_size, dtype, budget):
-    """Whether forward keeps its logits for backward: twice their bytes fit the budget.
+    """Whether forward keeps its logits for backward: they fit the budget.
 
-    Backward holds them and their gradient at once. A graph then holds up to half the budget until its
-    backward has run; a loss called several times before one backward holds as much for every call.
+    Backward writes their gradient over them; a second backward computes them again in the same memory. A
+    compiled graph, in which nothing may be written over, holds both at once: there twice their bytes must
+    fit. A graph then holds up to the budget until its backward has run; a loss called several times before
+    one backward holds as much for every call.
     """
-    return 2 * n_rows * vocab_size * dtype.itemsize <= budget
+    copies = 2 if torch.compiler.is_compiling() else 1
+    return copies * n_rows * vocab_size * dtype.itemsize <= budget
 
 
 def _run(hidden, weight, ids, bias, extra_ids, numbers, want, gradients, memory_budget):
@@ -186,7 +195,7 @@ class LigerLinearLogprobFunction(torch.autograd.Function):
         outputs, saved = _run(hidden, weight, ids, bias, extra_ids, numbers, want, True, memory_budget)
         stats, logits, *ctx.plan = saved
         ctx.save_for_backward(hidden, weight, ids, bias, extra_ids, stats, logits)
-        ctx.numbers = numbers
+        ctx.numbers, ctx.spent = numbers, False
         ctx.set_materialize_grads(False)
         if return_argmax:
             ctx.mark_non_differentiable(outputs[3])
@@ -200,9 +209,14 @@ class LigerLinearLogprobFunction(torch.autograd.Function):
         rest = (None,) * (len(ctx.needs_input_grad) - 4)
         if all(g is None for g in incoming):
             return (None, None, None, None, *rest)
-        gradients = _bwd(
-            hidden, weight, ids, bias, extra_ids, stats, logits, *incoming, *ctx.numbers, *needs, *ctx.plan
-        )
+        saved, last = (hidden, weight, ids, bias, extra_ids, stats), (*ctx.numbers, *needs, *ctx.plan)
+        if logits is None or torch.compiler.is_compiling():
+            # logits that an uncompiled forward kept leave no room for their gradient
+            room = logits is not None and keeps_logits(*logits.shape, logits.dtype, ctx.plan[1])
+            gradients = _bwd(*saved, logits if room and not ctx.spent else None, *incoming, *last)
+        else:
+            gradients = _bwd_(*saved, logits, ctx.spent, *incoming, *last)
+            ctx.spent = True
         dx, dw, db = (g if need else None for g, need in zip(gradients, needs))
         return (dx, dw, None, db, *rest)
 

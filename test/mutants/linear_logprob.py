@@ -52,6 +52,13 @@ MUTANTS = [
         ["test/test_linear_logprob.py", "-k", "kept_logits_give"],
     ),
     (
+        "logprob_gradient_of_a_gradient",
+        PY + "linear_logprob.py",
+        "            ctx.spent = True",
+        "            pass",
+        ["test/test_linear_logprob.py", "-k", "every_backward"],
+    ),
+    (
         "logprob_block_of_extra_ids",
         "csrc/torch/linear_logprob.cpp",
         "(const int64_t *)extra->ptr + block.first * extra->row_stride;",
@@ -68,8 +75,8 @@ MUTANTS = [
     (
         "logprob_keeps_more_than_the_budget",
         PY + "linear_logprob.py",
-        "return 2 * n_rows * vocab_size * dtype.itemsize <= budget",
-        "return n_rows * vocab_size * dtype.itemsize <= budget",
+        "return copies * n_rows * vocab_size * dtype.itemsize <= budget",
+        "return copies * n_rows * vocab_size * dtype.itemsize <= 2 * budget",
         ["test/test_linear_logprob.py", "-k", "kept"],
     ),
     (
