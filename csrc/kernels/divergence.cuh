@@ -74,8 +74,7 @@ __device__ __forceinline__ float log_of(float w, float less_one) {
   return fmaf(0.693359375f, n, f + tail);
 }
 
-/* e^x - 1 of x <= 0, given e = e^x, and ln w, given t = w - 1 exactly: series where the difference would cancel (within
- * 2^-24 there), elsewhere the difference or the special function, whose error is 2^-22. A NaN stays. */
+/* e^x - 1 of x <= 0, given e = e^x: a series where the difference would cancel (within 2^-24 there). A NaN stays. */
 __device__ __forceinline__ float expm1_of(float x, float e) {
   float p = fmaf(x, 1.0f / 720, 1.0f / 120);
   p = fmaf(p, x, 1.0f / 24);
@@ -83,30 +82,26 @@ __device__ __forceinline__ float expm1_of(float x, float e) {
   p = fmaf(p, x, 0.5f);
   return x > -0.125f ? fmaf(p * x, x, x) : e - 1.0f;
 }
-__device__ __forceinline__ float log_near_one(float w, float t) {
-  float p = fmaf(t, -1.0f / 8, 1.0f / 7);
-  p = fmaf(p, t, -1.0f / 6);
-  p = fmaf(p, t, 1.0f / 5);
-  p = fmaf(p, t, -1.0f / 4);
-  p = fmaf(p, t, 1.0f / 3);
-  p = fmaf(p, t, -0.5f);
-  return t > -0.125f ? fmaf(p * t, t, t) : __logf(w);
-}
 
 /* a - b, where two equal infinities are no distance apart; p x, where p = 0 wins over an infinite x */
 __device__ __forceinline__ float distance(float a, float b) { return a == b ? 0.0f : a - b; }
 __device__ __forceinline__ float times(float p, float x) { return p == 0.0f ? 0.0f : p * x; }
 
-struct jsd_mid { /* 0 < beta < 1: see divergence.h for why it is computed so; logarithms within 2^-22 */
+/* 0 < beta < 1: see divergence.h. Of ln(M / larger) and ln(M / smaller), which are `size` apart, the logarithm gives
+ * that of the side which M is nearer to: at a small beta the other one minus `size` would keep no digit of it. */
+struct jsd_mid {
   float beta, rest;
   __device__ __forceinline__ jsd_mid(const divergence_params &p) : beta(p.parameter), rest(p.rest) {}
   __device__ __forceinline__ jsd_element of(float x, float y) const {
     const float d = distance(y, x), size = fabsf(d), larger = expf(y > x ? y : x);
     const bool y_is_larger = !(d <= 0.0f); /* a NaN of either: the side that multiplies by its size */
     const float a = y_is_larger ? beta : rest, c = y_is_larger ? rest : beta;
-    const float e = expf(-size), v = log_near_one(fmaf(c, e, a), c * expm1_of(-size, e));
-    const float smaller = larger * e, of_larger = -(a * larger * v);
-    const float of_smaller = -(c * smaller * (v + (200.0f < size ? 200.0f : size)));
+    const float e = expf(-size), less_one = expm1_of(-size, e), far = 200.0f < size ? 200.0f : size;
+    const bool near_smaller = a < c * e; /* then e > a / c, and M / smaller = 1 + a (1 - e) / e is below 2 */
+    const float t = near_smaller ? __fdividef(-a * less_one, e) : c * less_one;
+    const float v = log_of(near_smaller ? 1.0f + t : fmaf(c, e, a), t);
+    const float smaller = larger * e, of_larger = -(a * larger * (near_smaller ? v - far : v));
+    const float of_smaller = -(c * smaller * (near_smaller ? v : v + far));
     return {of_larger + of_smaller, y_is_larger ? of_smaller : of_larger, y_is_larger ? smaller : larger};
   }
   __device__ __forceinline__ divergence_element operator()(float x, float y) const {

@@ -7,20 +7,41 @@
 #include "distill.cuh"
 
 namespace {
-/* jsd_mid by special functions alone */
+/* jsd_mid by special functions, within 2^-22 of a logarithm; where X is near Y, whose logarithms would be no more than
+ * that error, by the series of ln(a + c e^-s) + c s = s^2 H: H has the same coefficients for both signs of Y - X */
 struct jsd_mid_fast {
-  float beta, rest;
-  __device__ __forceinline__ jsd_mid_fast(const divergence_params &p) : beta(p.parameter), rest(p.rest) {}
+  float beta, rest, h[5];
+  __device__ __forceinline__ jsd_mid_fast(const divergence_params &p) : beta(p.parameter), rest(p.rest) {
+    const float g = beta * rest, skew = g * (rest - beta);
+    h[0] = g / 2, h[1] = skew / 6, h[2] = g * (1 - 6 * g) / 24, h[3] = skew * (1 - 12 * g) / 120;
+    h[4] = g * (1 - 30 * g + 120 * g * g) / 720;
+  }
   __device__ __forceinline__ jsd_element of(float x, float y) const {
     const float d = distance(y, x), size = fabsf(d), larger = gpu_exp2(DISTILL_LOG2E * (y > x ? y : x));
-    const bool y_is_larger = !(d <= 0.0f);
+    const bool y_is_larger = !(d <= 0.0f), near = size < 0.5f;
     const float a = y_is_larger ? beta : rest, c = y_is_larger ? rest : beta;
     const float e = gpu_exp2(-DISTILL_LOG2E * size), v = __logf(fmaf(c, e, a));
-    const float smaller = larger * e, of_larger = -(a * larger * v);
-    const float of_smaller = -(c * smaller * (v + (200.0f < size ? 200.0f : size)));
+    const float r = size * fmaf(fmaf(fmaf(fmaf(h[4], d, h[3]), d, h[2]), d, h[1]), d, h[0]);
+    const float m_larger = near ? size * (r - c) : v;
+    const float m_smaller = near ? size * (r + a) : v + (200.0f < size ? 200.0f : size);
+    const float smaller = larger * e, of_larger = -(a * larger * m_larger);
+    const float of_smaller = -(c * smaller * m_smaller);
     return {of_larger + of_smaller, y_is_larger ? of_smaller : of_larger, y_is_larger ? smaller : larger};
   }
 };
+
+/* dl/dlogit, sum: of g over the row */
+template <class Op>
+__device__ __forceinline__ float logit_gradient(const Op &op, float x, float y, float sum) {
+  const jsd_element e = op.of(x, y);
+  return e.grad - e.q * sum;
+}
+/* for 16 bits the gradient needs neither P nor the loss: -Q (rest ln(M / Q) + sum). Past e^80 Q is no number of them */
+__device__ __forceinline__ float logit_gradient(const jsd_mid_fast &op, float x, float y, float sum) {
+  const float d = distance(y, x),
+              w = fmaf(op.beta, gpu_exp2(DISTILL_LOG2E * (80.0f < d ? 80.0f : d)), op.rest);
+  return -gpu_exp2(DISTILL_LOG2E * x) * fmaf(op.rest, __logf(w), sum);
+}
 
 /* ONE_PASS: sum g is known to be -1. dX may lie over X: a thread writes the elements that it has just read. */
 template <class Op, typename T, int N, bool ONE_PASS>
@@ -40,19 +61,16 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_linear_jsd_kernel(co
   const float of_loss = loss_scale(p), of_grad = grad_scale(p) / p.temperature;
   const log_softmax_pair log_softmax = softmax_of_pair<T, N>(X, Y, cut, p.temperature, merge_scratch);
   float loss = 0.0f, total = 0.0f;
-  const auto write = [&](auto &x, auto &y, int64_t col, float sum, float *losses) {
-#pragma unroll
-    for (int j = 0; j < (int)(sizeof(x) / sizeof(float)); j++) {
-      const jsd_element e = op.of(x[j], y[j]);
-      if (losses) *losses += e.loss;
-      x[j] = of_grad * (e.grad - e.q * sum);
-    }
-    store_gradient<T>(dX, col, x);
-  };
   if (ONE_PASS && dX) {
     walk_pair<T, N>(X, typed_row<T>{Y}, cut, true, [&](auto &x, auto &y, int64_t col) {
       log_softmax(x, y);
-      write(x, y, col, -1.0f, &loss);
+#pragma unroll
+      for (int j = 0; j < (int)(sizeof(x) / sizeof(float)); j++) {
+        const jsd_element e = op.of(x[j], y[j]);
+        loss += e.loss;
+        x[j] = of_grad * (e.grad + e.q);
+      }
+      store_gradient<T>(dX, col, x);
     });
   } else {
     walk_pair<T, N>(X, typed_row<T>{Y}, cut, true, [&](auto &x, auto &y, int64_t) {
@@ -71,7 +89,10 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_linear_jsd_kernel(co
   total = block_reduce<op_sum>(total, sum_scratch[1]);
   walk_pair<T, N>(X, typed_row<T>{Y}, cut, false, [&](auto &x, auto &y, int64_t col) {
     log_softmax(x, y);
-    write(x, y, col, total, nullptr);
+#pragma unroll
+    for (int j = 0; j < (int)(sizeof(x) / sizeof(float)); j++)
+      x[j] = of_grad * logit_gradient(op, x[j], y[j], total);
+    store_gradient<T>(dX, col, x);
   });
 }
 

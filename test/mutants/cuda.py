@@ -250,6 +250,7 @@ MUTANTS = [
         "a = y_is_larger ? rest : beta",
         ops("jsd"),
     ),
+    ("jsd_far_side", DIVERGENCE, "near_smaller ? v : v + far", "v + far", ops("jsd")),
     ("divergence_dropped_tail", DIVERGENCE, "if (tid < cut.tail) one(", "if (0) one(", ops("jsd")),
     (
         "kl_div_other_row",
@@ -325,6 +326,13 @@ MUTANTS = [
         "csrc/kernels/fused_linear_jsd.cu",
         "e.grad - e.q * sum",
         "e.grad",
+        ops("fused_linear_jsd"),
+    ),
+    (
+        "fused_jsd_series_skewed_otherwise",
+        "csrc/kernels/fused_linear_jsd.cu",
+        "h[1] = skew / 6",
+        "h[1] = -skew / 6",
         ops("fused_linear_jsd"),
     ),
     (
