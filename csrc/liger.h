@@ -31,45 +31,7 @@ LIGER_API const char *liger_cpu_isa(void);
 LIGER_API const char *liger_error_string(liger_status status);      /* negative codes */
 LIGER_API const char *liger_cuda_error_string(liger_status status); /* any code; in the GPU library */
 
-/* ---- rms_norm ------------------------------------------------------------------------------------------ */
-typedef enum { LIGER_CAST_NONE = 0, LIGER_CAST_LLAMA = 1, LIGER_CAST_GEMMA = 2 } liger_rms_norm_casting;
-
-typedef struct {
-  void *Y;       /* (n_rows, n_cols), x_dtype */
-  void *rstd;    /* (n_rows), fp32; fp64 when X is fp64 */
-  const void *X; /* (n_rows, n_cols), row stride X_row_stride (0: one row, repeated) */
-  const void *W; /* (n_cols), w_dtype; NULL: no weight and no offset */
-  int64_t n_rows, n_cols, X_row_stride, Y_row_stride;
-  double eps, offset;
-  int casting; /* liger_rms_norm_casting */
-  liger_dtype x_dtype, w_dtype;
-} liger_rms_norm_fwd_args;
-
-typedef struct {
-  void *dX;         /* (n_rows, n_cols), contiguous, x_dtype; may be dY or X where the caller permits it */
-  void *dW;         /* (n_cols), w_dtype; NULL: the weight is frozen or absent */
-  void *dW_partial; /* (n_blocks, n_cols), fp32 (fp64); NULL when dW is */
-  const void *dY, *X, *W, *rstd;
-  int64_t n_rows, n_cols, dY_row_stride, X_row_stride;
-  int64_t n_blocks; /* from liger_rms_norm_bwd_blocks_{cpu,cuda} */
-  double offset;
-  liger_dtype x_dtype, w_dtype;
-} liger_rms_norm_bwd_args;
-
-LIGER_API liger_status liger_rms_norm_fwd_cpu(const liger_rms_norm_fwd_args *a, int64_t row_begin,
-                                              int64_t row_end);
-LIGER_API int64_t liger_rms_norm_bwd_blocks_cpu(int64_t n_rows, int64_t n_cols);
-/* dX of the blocks' rows and the blocks' partial sums; then dW = the partials added in block order,
- * columns [begin, end) */
-LIGER_API liger_status liger_rms_norm_bwd_cpu(const liger_rms_norm_bwd_args *a, int64_t block_begin,
-                                              int64_t block_end);
-LIGER_API liger_status liger_rms_norm_dw_cpu(const liger_rms_norm_bwd_args *a, int64_t col_begin,
-                                             int64_t col_end);
-LIGER_API liger_status liger_rms_norm_fwd_cuda(const liger_rms_norm_fwd_args *a, void *stream);
-LIGER_API int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
-LIGER_API liger_status liger_rms_norm_bwd_cuda(const liger_rms_norm_bwd_args *a, void *stream);
-
-/* ---- layer_norm, fused_add_rms_norm, group_norm ------------------------------------------------------------ */
+/* ---- rms_norm, layer_norm, fused_add_rms_norm, group_norm, modulated_rms_norm ------------------------------ */
 #include "liger_norms.h"
 
 /* ---- elementwise ------------------------------------------------------------------------------------------

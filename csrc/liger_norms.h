@@ -5,26 +5,30 @@
 #error "include liger.h"
 #endif
 
-/* ---- norms of rows: layer_norm, fused_add_rms_norm ----------------------------------------------------------
+/* ---- norms of rows: rms_norm, layer_norm, fused_add_rms_norm ------------------------------------------------
  *   s    = X + R rounded to x_dtype, or X          xhat = (s - mean) rstd, mean 0 in an RMS norm
  *   Y    = xhat (W + offset) + bias
  *   m    = dY (W + offset)
  *   dX   = rstd (m - mean_row(m) - xhat mean_row(m xhat)) + dS          mean_row(m): 0 in an RMS norm
  *   dW   = sum_rows(dY xhat),   dbias = sum_rows(dY)
- * All matrices (n_rows, n_cols), outputs contiguous; "real" is fp64 for fp64 inputs, else fp32. */
+ * All matrices (n_rows, n_cols), S and dX contiguous; a row stride of 0 is one row, repeated. "real" is fp64 for
+ * fp64 inputs, else fp32. */
+typedef enum { LIGER_CAST_NONE = 0, LIGER_CAST_LLAMA = 1, LIGER_CAST_GEMMA = 2 } liger_rms_norm_casting;
+
 typedef struct {
-  void *Y, *S;          /* x_dtype; S: X + R, NULL in layer_norm */
+  void *Y, *S;          /* x_dtype; S: X + R, NULL but in fused_add_rms_norm */
   void *mean, *rstd;    /* (n_rows), real; mean: NULL in an RMS norm */
-  const void *X, *R;    /* x_dtype; R: NULL in layer_norm */
+  const void *X, *R;    /* x_dtype; R: NULL but in fused_add_rms_norm */
   const void *W, *bias; /* (n_cols); W NULL: no weight and no offset; bias NULL: none */
-  int64_t n_rows, n_cols, X_row_stride, R_row_stride;
+  int64_t n_rows, n_cols, X_row_stride, R_row_stride, Y_row_stride;
   double eps, offset;
   int casting; /* liger_rms_norm_casting: where an RMS norm rounds */
   liger_dtype x_dtype, w_dtype, bias_dtype;
 } liger_norm_fwd_args;
 
 typedef struct {
-  void *dX, *dW, *dbias;            /* dW, dbias NULL: not wanted */
+  void *dX;                         /* may be dY or X where the caller permits it */
+  void *dW, *dbias;                 /* NULL: not wanted */
   void *dW_partial, *dbias_partial; /* (n_blocks, n_cols), real; NULL with dW, dbias */
   const void *dY, *dS, *X, *W;      /* X: what the forward normalised; dS: incoming gradient of S, or NULL */
   const void *mean, *rstd;
@@ -34,7 +38,19 @@ typedef struct {
   liger_dtype x_dtype, w_dtype, bias_dtype;
 } liger_norm_bwd_args;
 
-/* CPU ranges: rows forward, blocks of rows backward, columns of dW and dbias in _params */
+/* CPU ranges: rows forward, blocks of rows backward, columns of dW and dbias in _params, which adds the blocks'
+ * partial sums in order */
+LIGER_API liger_status liger_rms_norm_fwd_cpu(const liger_norm_fwd_args *a, int64_t row_begin,
+                                              int64_t row_end);
+LIGER_API int64_t liger_rms_norm_bwd_blocks_cpu(int64_t n_rows, int64_t n_cols);
+LIGER_API liger_status liger_rms_norm_bwd_cpu(const liger_norm_bwd_args *a, int64_t block_begin,
+                                              int64_t block_end);
+LIGER_API liger_status liger_rms_norm_params_cpu(const liger_norm_bwd_args *a, int64_t col_begin,
+                                                 int64_t col_end);
+LIGER_API liger_status liger_rms_norm_fwd_cuda(const liger_norm_fwd_args *a, void *stream);
+LIGER_API int64_t liger_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype);
+LIGER_API liger_status liger_rms_norm_bwd_cuda(const liger_norm_bwd_args *a, void *stream);
+
 LIGER_API liger_status liger_layer_norm_fwd_cpu(const liger_norm_fwd_args *a, int64_t row_begin,
                                                 int64_t row_end);
 LIGER_API int64_t liger_layer_norm_bwd_blocks_cpu(int64_t n_rows, int64_t n_cols);

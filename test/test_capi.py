@@ -105,7 +105,7 @@ def test_rms_norm(capi, shape, code):
         dX=dx, dW=dw, dW_partial=partial, dY=dy, X=x, W=w, rstd=rstd, dY_row_stride=v, n_blocks=blocks, **size
     )
     halves(capi.rms_norm_bwd, blocks, **args)
-    halves(capi.rms_norm_dw, v, **args)
+    halves(capi.rms_norm_params, v, **args)
     M = dY * (W + 0.5)
     if v > 1:  # of one column, only eps is left of dX
         close(dx, R * (M - X * R**2 * (M * X).mean(1, keepdims=True)), code, walk(v, code))

@@ -33,6 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_add_rms_norm_fwd(const Tensor &x_, cons
   a.n_cols = rx.n_cols;
   a.X_row_stride = rx.row_stride;
   a.R_row_stride = rr.row_stride;
+  a.Y_row_stride = rx.n_cols;
   a.eps = eps;
   a.offset = offset;
   a.casting = (int)casting;

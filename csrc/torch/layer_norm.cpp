@@ -28,6 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor &x_, const std::o
   a.n_rows = rx.n_rows;
   a.n_cols = rx.n_cols;
   a.X_row_stride = rx.row_stride;
+  a.Y_row_stride = rx.n_cols;
   a.eps = eps;
   a.x_dtype = x_dtype;
   a.w_dtype = liger::dtype_or(op, w, x_dtype);

@@ -41,7 +41,7 @@ static void run(const norm_op *op, int64_t rows, int64_t cols, int64_t pad, lige
   liger_norm_fwd_args f = {0};
   f.Y = y.p, f.S = op->add ? s.p : NULL, f.mean = op->centred ? mean.p : NULL, f.rstd = rstd.p;
   f.X = x.p, f.R = op->add ? r.p : NULL, f.W = w.p, f.bias = op->centred ? bias.p : NULL;
-  f.n_rows = rows, f.n_cols = cols, f.X_row_stride = f.R_row_stride = stride;
+  f.n_rows = rows, f.n_cols = cols, f.X_row_stride = f.R_row_stride = stride, f.Y_row_stride = cols;
   f.eps = 1e-6, f.offset = offset, f.casting = casting, f.x_dtype = xt, f.w_dtype = f.bias_dtype = wt;
   expect(op->fwd(&f, 0, rows / 2) == LIGER_OK, "fwd, first half");
   expect(op->fwd(&f, rows / 2, rows) == LIGER_OK, "fwd, second half");

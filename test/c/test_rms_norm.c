@@ -30,8 +30,10 @@ static void run(int64_t rows, int64_t cols, int64_t pad, liger_dtype xt, liger_d
 
   /* the roundings of a sum of n terms in the result's own dtype walk as sqrt(n) */
   const double walk = xt == LIGER_F32 || xt == LIGER_F64 ? sqrt((double)cols) / 8 : 0;
-  liger_rms_norm_fwd_args f = {y.p,    rstd.p, x.p,    w.p,     rows, cols, stride,
-                               stride, 1e-6,   offset, casting, xt,   wt};
+  liger_norm_fwd_args f = {0};
+  f.Y = y.p, f.rstd = rstd.p, f.X = x.p, f.W = w.p, f.n_rows = rows, f.n_cols = cols;
+  f.X_row_stride = f.Y_row_stride = stride, f.eps = 1e-6, f.offset = offset, f.casting = casting;
+  f.x_dtype = xt, f.w_dtype = wt;
   expect(liger_rms_norm_fwd_cpu(&f, 0, rows / 2) == LIGER_OK, "fwd, first half");
   expect(liger_rms_norm_fwd_cpu(&f, rows / 2, rows) == LIGER_OK, "fwd, second half");
   close_rows("Y", y, stride, want_y, rows, cols, 4 + walk);
@@ -39,12 +41,14 @@ static void run(int64_t rows, int64_t cols, int64_t pad, liger_dtype xt, liger_d
 
   const int64_t blocks = liger_rms_norm_bwd_blocks_cpu(rows, cols);
   buf partial = buf_new(blocks * cols, real_of(xt));
-  liger_rms_norm_bwd_args b = {dx.p, dw.p,   partial.p, dy.p,   x.p,    w.p, rstd.p, rows,
-                               cols, stride, stride,    blocks, offset, xt,  wt};
+  liger_norm_bwd_args b = {0};
+  b.dX = dx.p, b.dW = dw.p, b.dW_partial = partial.p, b.dY = dy.p, b.X = x.p, b.W = w.p, b.rstd = rstd.p;
+  b.n_rows = rows, b.n_cols = cols, b.dY_row_stride = b.X_row_stride = stride, b.n_blocks = blocks;
+  b.offset = offset, b.x_dtype = xt, b.w_dtype = wt;
   expect(liger_rms_norm_bwd_cpu(&b, 0, blocks / 2) == LIGER_OK, "bwd, first half");
   expect(liger_rms_norm_bwd_cpu(&b, blocks / 2, blocks) == LIGER_OK, "bwd, second half");
-  expect(liger_rms_norm_dw_cpu(&b, 0, cols / 3) == LIGER_OK, "dw, first third");
-  expect(liger_rms_norm_dw_cpu(&b, cols / 3, cols) == LIGER_OK, "dw, rest");
+  expect(liger_rms_norm_params_cpu(&b, 0, cols / 3) == LIGER_OK, "params, first third");
+  expect(liger_rms_norm_params_cpu(&b, cols / 3, cols) == LIGER_OK, "params, rest");
   close_rows("dX", dx, cols, want_dx, rows, cols,
              cols == 1 ? 1e9 : 8 + walk); /* of one column, only eps is left of dX: written and finite */
   close_to("dW", dw, want_dw, cols == 1 ? 64 : 16);

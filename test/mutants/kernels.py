@@ -6,7 +6,7 @@ def ops(op, what):
 
 
 NUMBERS = "test_within_eagers_error"
-RMS, GLU, ROPE = "csrc/kernels/rms_norm.c", "csrc/kernels/glu.h", "csrc/kernels/rope.c"
+NORM, GLU, ROPE = "csrc/kernels/norm.h", "csrc/kernels/glu.h", "csrc/kernels/rope.c"
 CE, LOSS = "csrc/kernels/cross_entropy.c", "csrc/kernels/loss_common.c"
 SPARSEMAX = "csrc/kernels/sparsemax.c"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.c", "csrc/kernels/embedding.c"
@@ -14,20 +14,20 @@ SOFTMAX, EMBEDDING = "csrc/kernels/softmax.c", "csrc/kernels/embedding.c"
 MUTANTS = [
     (
         "rms_norm_eps_dropped",
-        RMS,
+        NORM,
         "(real)n_cols + (real)a->eps)",
         "(real)n_cols)",
         ops("rms_norm", "option_changes"),
     ),
     (
         "rms_norm_llama_unrounded",
-        RMS,
-        "rstd, a->casting == LIGER_CAST_LLAMA, t);",
-        "rstd, 0, t);",
+        NORM,
+        "a->casting == LIGER_CAST_LLAMA,",
+        "0,",
         ops("rms_norm", "option_changes"),
     ),
-    ("rms_norm_dx_mean_unscaled", RMS, "mean /= (real)n_cols;", "", ops("rms_norm", NUMBERS)),
-    ("rms_norm_dw_of_first_tile", RMS, "dw ? dw + c : NULL", "dw ? dw : NULL", ops("rms_norm", NUMBERS)),
+    ("rms_norm_dx_mean_unscaled", NORM, "s.mx /= (real)n_cols;", "", ops("rms_norm", NUMBERS)),
+    ("rms_norm_dw_of_first_tile", NORM, "dw ? dw + c : NULL", "dw ? dw : NULL", ops("rms_norm", NUMBERS)),
     (
         "swiglu_slope_without_complement",
         "csrc/kernels/swiglu.c",
