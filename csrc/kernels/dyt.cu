@@ -238,13 +238,11 @@ extern "C" liger_status liger_dyt_bwd_cuda(const liger_dyt_bwd_args *a, void *st
       dyt_bwd_kernel<T, true><<<grid, THREADS, 0, stream>>>(*a, plan);
     else dyt_bwd_kernel<T, false><<<grid, THREADS, 0, stream>>>(*a, plan);
   });
-  liger_status status = (liger_status)LIGER_RT(GetLastError)();
+  const liger_status status = (liger_status)LIGER_RT(GetLastError)();
   const float *const from = (const float *)a->workspace;
-  if (status == LIGER_OK && a->dgamma && a->n_cols)
-    status = launch_column_sum(a->dgamma, from, n, a->n_cols, a->gamma_dtype, stream);
-  if (status == LIGER_OK && a->dbeta && a->n_cols)
-    status = launch_column_sum(a->dbeta, from + n * a->n_cols, n, a->n_cols, a->beta_dtype, stream);
-  if (status == LIGER_OK && a->dalpha)
-    status = launch_column_sum(a->dalpha, from + 2 * n * a->n_cols, blocks, 1, a->alpha_dtype, stream);
-  return status;
+  column_sums sums;
+  sums.add(a->dgamma, from, n, a->n_cols, a->gamma_dtype);
+  sums.add(a->dbeta, from + n * a->n_cols, n, a->n_cols, a->beta_dtype);
+  sums.add(a->dalpha, from + 2 * n * a->n_cols, blocks, 1, a->alpha_dtype);
+  return status == LIGER_OK ? launch_column_sums(sums, stream) : status;
 }

@@ -178,20 +178,21 @@ __global__ void group_norm_dx_kernel(const liger_group_norm_bwd_args a, int64_t 
     sum[1] = fmaf(w, ((const float *)a.dbias_partial)[at], sum[1]);
   }
   norm_row_sums(sum, (int)blockDim.x, scratch);
-  const norm_slope k = norm_finish_bwd<2, true>(sum, 1.0f / (float)size, ((const float *)a.mean)[group],
-                                                ((const float *)a.rstd)[group]);
+  const float rstd = ((const float *)a.rstd)[group];
+  sum[1] *= rstd;
+  const norm_slope k = norm_finish_bwd(sum, 1.0f / (float)size, ((const float *)a.mean)[group], rstd);
   const run_slice of(size, n_group_slices, slice);
   const channel_walk channel(of.first, a.n_inner);
   const int64_t start = group * size + of.first;
 #pragma unroll 4
   for (int64_t i = (int64_t)threadIdx.x * VEC; i < of.n; i += (int64_t)blockDim.x * VEC) {
     const float scale = load_scalar(a.W, first_channel + channel.at(i), a.w_dtype, 1.0f);
-    float w[VEC];
+    float m[VEC];
+    unpack(m, load_vec<T, VEC>((const T *)a.dY + start + i));
 #pragma unroll
-    for (int j = 0; j < VEC; j++) w[j] = scale;
+    for (int j = 0; j < VEC; j++) m[j] *= rstd * scale;
     store_vec<T, VEC>((T *)a.dX + start + i,
-                      norm_dx<T, VEC, true>(load_vec<T, VEC>((const T *)a.X + start + i),
-                                            load_vec<T, VEC>((const T *)a.dY + start + i), w, k, nullptr));
+                      norm_dx<T, VEC, true>(load_vec<T, VEC>((const T *)a.X + start + i), m, k, nullptr));
   }
 }
 
@@ -271,11 +272,8 @@ extern "C" liger_status liger_group_norm_bwd_cuda(const liger_group_norm_bwd_arg
     });
   }
   const int64_t partial_rows = a->n_slices * a->n_batch;
-  if (status == LIGER_OK && a->dW)
-    status = launch_column_sum(a->dW, (const float *)a->dW_partial, partial_rows, a->n_channels, a->w_dtype,
-                               stream);
-  if (status == LIGER_OK && a->dbias)
-    status = launch_column_sum(a->dbias, (const float *)a->dbias_partial, partial_rows, a->n_channels,
-                               a->bias_dtype, stream);
-  return status;
+  column_sums sums;
+  sums.add(a->dW, a->dW_partial, partial_rows, a->n_channels, a->w_dtype);
+  sums.add(a->dbias, a->dbias_partial, partial_rows, a->n_channels, a->bias_dtype);
+  return status == LIGER_OK ? launch_column_sums(sums, stream) : status;
 }

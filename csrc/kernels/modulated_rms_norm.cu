@@ -235,14 +235,14 @@ extern "C" liger_status liger_modulated_rms_norm_bwd_cuda(const liger_modulated_
       else
         modulated_rms_norm_bwd_kernel<T, ROW_VECTORS, VEC><<<grid, threads, 0, stream>>>(*a, pieces, threads);
     });
-  liger_status status = (liger_status)LIGER_RT(GetLastError)();
+  const liger_status status = (liger_status)LIGER_RT(GetLastError)();
   const int64_t each = a->n_blocks * a->n_cols, all = n_mods * a->n_cols;
   const float *const dw = (const float *)a->workspace;
-  if (status == LIGER_OK && a->dW)
-    status = launch_column_sum(a->dW, dw, n_mods ? a->n_blocks : 0, a->n_cols, a->w_dtype, stream);
-  if (status == LIGER_OK && pieces > 1 && a->dscale)
-    status = launch_column_sum(a->dscale, dw + each, pieces, all, a->scale_dtype, stream);
-  if (status == LIGER_OK && pieces > 1 && a->dshift)
-    status = launch_column_sum(a->dshift, dw + 2 * each, pieces, all, a->shift_dtype, stream);
-  return status;
+  column_sums sums;
+  sums.add(a->dW, dw, n_mods ? a->n_blocks : 0, a->n_cols, a->w_dtype);
+  if (pieces > 1) {
+    sums.add(a->dscale, dw + each, pieces, all, a->scale_dtype);
+    sums.add(a->dshift, dw + 2 * each, pieces, all, a->shift_dtype);
+  }
+  return status == LIGER_OK ? launch_column_sums(sums, stream) : status;
 }

@@ -2,24 +2,24 @@
  *
  * Flags of an op:  CENTRED  the mean is subtracted and there may be a bias (layer norm), else neither (RMS norm)
  *                  ADD      forward: S = X + R is stored and normalised; backward: dS is added to dX
- * Plan   a persistent grid; a row belongs to 8 to 512 threads with 2 or 4 vectors of 16 bytes each, so it is
- *        read once, through a ring in shared memory in which the next rows are on their way. Statistics are
- *        of two passes over the registers. dW and dbias: fp32 registers, a partial row per block, then a
- *        column sum in fixed order. Rows that are too wide or not made of aligned vectors are looped over. */
+ * Forward   a row is loaded once, into the registers of 4 to 512 threads with 4 or 8 vectors of 16 bytes each:
+ *           small blocks without turns, of which others load while one reduces or stores. Statistics are of two
+ *           passes over the registers
+ * Backward  a persistent grid; a row belongs to 8 to 512 threads with 2 or 4 vectors each, and is read once, through
+ *           a ring in shared memory in which the next rows are on their way. dW and dbias: fp32 registers, a
+ *           partial row per block, then a column sum in fixed order
+ * Both      rows that are too wide or not made of aligned vectors are looped over by a block */
 #ifndef LIGER_NORM_CUH
 #define LIGER_NORM_CUH
 #include "primitives.cuh"
 
 namespace {
-constexpr int NORM_STAGES = 3, NORM_MAX_THREADS = 512;
-/* backward with dS a row is half as much again, and chips with 100 KB of shared memory must hold two */
-template <bool ADD> struct norm_bwd_stages {
-  static constexpr int value = ADD ? 2 : 3;
-};
+constexpr int NORM_MAX_THREADS = 512;
 
 /* v[k] = its sum over the threads of one row, all N at once. All threads of the block call, as often as each
- * other; `scratch` is N arrays of shared memory. Calls that alternate between two sets need no barrier. */
-template <int N>
+ * other; `scratch` is N arrays of shared memory. Calls that alternate between two sets need no barrier.
+ * GROUPS: the threads of a row wait for each other alone, not for the other rows of the block. */
+template <bool GROUPS = false, int N>
 __device__ __forceinline__ void norm_row_sums(float (&v)[N], int threads_per_row,
                                               float (&scratch)[N][BLOCK_SCRATCH]) {
   const int lanes = threads_per_row < GPU_LANES ? threads_per_row : GPU_LANES;
@@ -31,7 +31,9 @@ __device__ __forceinline__ void norm_row_sums(float (&v)[N], int threads_per_row
 #pragma unroll
     for (int k = 0; k < N; k++) scratch[k][warp] = v[k];
   }
-  __syncthreads();
+  if (GROUPS && threads_per_row < (int)blockDim.x)
+    gpu_group_sync((int)threadIdx.x / threads_per_row, threads_per_row);
+  else __syncthreads();
   const int from = (warp & ~(n_warps - 1)) + ((int)threadIdx.x & (n_warps - 1));
 #pragma unroll
   for (int k = 0; k < N; k++) v[k] = warp_reduce<op_sum>(scratch[k][from], n_warps);
@@ -118,81 +120,72 @@ __device__ __forceinline__ norm_stats norm_finish(float mean, const float (&d)[S
 template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
 __global__ void __launch_bounds__(NORM_MAX_THREADS)
     norm_fwd_kernel(const liger_norm_fwd_args a, int threads_per_row) {
-  constexpr int SUMS = norm_distances<T>::value;
-  constexpr int VEC = vec_width<T>::value,
+  constexpr int VEC = vec_width<T>::value, SUMS = norm_distances<T>::value,
                 NEXT = CHUNK * VEC; /* columns from a thread's vector to its next */
-  extern __shared__ uint4 dynamic_shared[];
-  __shared__ float sum_scratch[2][1][BLOCK_SCRATCH], distance_scratch[2][SUMS][BLOCK_SCRATCH];
-  const row_ring<NV, CHUNK, NORM_STAGES, ADD ? 2 : 1> ring(dynamic_shared);
-  row_walk<NV, CHUNK> at(threads_per_row, a.n_cols, VEC);
+  constexpr bool EARLY = !CENTRED ||
+                         NV <= 4; /* the weight is loaded with the row: registers are left for it */
+  __shared__ float sum_scratch[1][BLOCK_SCRATCH], distance_scratch[SUMS][BLOCK_SCRATCH];
+  const row_walk<NV, CHUNK> at(threads_per_row, a.n_cols, VEC);
   const int64_t first_col = (int64_t)at.first_vec * VEC;
   const float inv_n = 1.0f / (float)a.n_cols, eps = (float)a.eps;
-  const bool llama = a.casting == LIGER_CAST_LLAMA;
-  float w[NV][VEC] = {}, b[NV][VEC] = {};
-
-  int64_t next_row = at.row;
-  const T *X = (const T *)a.X + next_row * a.X_row_stride + first_col;
-  const T *R = ADD ? (const T *)a.R + next_row * a.R_row_stride + first_col : nullptr;
-  T *Y = (T *)a.Y + next_row * a.n_cols + first_col;
-  T *S = ADD ? (T *)a.S + next_row * a.n_cols + first_col : nullptr;
-  const int64_t X_step = at.step * a.X_row_stride, R_step = at.step * a.R_row_stride,
-                Y_step = at.step * a.n_cols;
-  const auto fetch = [&](int stage) {
-    ring.fetch(stage, 0, X, next_row < a.n_rows, at);
-    X += X_step;
-    if constexpr (ADD) {
-      ring.fetch(stage, 1, R, next_row < a.n_rows, at);
-      R += R_step;
-    }
-    gpu_copy_commit();
-    next_row += at.step;
+  const bool live = at.row < a.n_rows, llama = a.casting == LIGER_CAST_LLAMA;
+  const auto load_weight = [&](float (&w)[VEC], int i) {
+    norm_load_param<VEC>(w, a.W, first_col + i * NEXT, a.w_dtype, (float)a.offset, 1.0f);
   };
-#pragma unroll
-  for (int s = 0; s < NORM_STAGES - 1; s++) fetch(s);
+
+  vec<T, VEC> x[NV] = {};
+  const T *const X = (const T *)a.X + at.row * a.X_row_stride + first_col;
 #pragma unroll
   for (int i = 0; i < NV; i++)
-    if (at.owns(i)) {
-      norm_load_param<VEC>(w[i], a.W, first_col + i * NEXT, a.w_dtype, (float)a.offset, 1.0f);
-      if (CENTRED) norm_load_param<VEC>(b[i], a.bias, first_col + i * NEXT, a.bias_dtype, 0.0f, 0.0f);
-    }
-  for (int stage = 0, parity = 0; at.row - at.group < a.n_rows; at.row += at.step, Y += Y_step, parity ^= 1) {
-    fetch(stage == 0 ? NORM_STAGES - 1 : stage - 1);
-    gpu_copy_wait<NORM_STAGES - 1>();
-    const bool live = at.row < a.n_rows;
-    vec<T, VEC> x[NV];
-    float sum[1] = {0.0f};
+    if (live && at.owns(i)) x[i] = load_vec<T, VEC>(X + i * NEXT);
+  if constexpr (ADD) {
+    const T *const R = (const T *)a.R + at.row * a.R_row_stride + first_col;
+    T *const S = (T *)a.S + at.row * a.n_cols + first_col;
+    vec<T, VEC> r[NV] = {};
+#pragma unroll
+    for (int i = 0; i < NV; i++)
+      if (live && at.owns(i)) r[i] = load_vec<T, VEC>(R + i * NEXT);
 #pragma unroll
     for (int i = 0; i < NV; i++) {
-      x[i] = ring.template read<T>(stage, 0, i);
-      if constexpr (ADD) {
-        x[i] = norm_add<T, VEC>(x[i], ring.template read<T>(stage, 1, i));
-        if (live && at.owns(i)) store_vec<T, VEC>(S + i * NEXT, x[i]);
-      }
-      sum[0] = norm_push<T, VEC, !CENTRED>(sum[0], x[i]); /* zeros beyond the row */
+      x[i] = norm_add<T, VEC>(x[i], r[i]);
+      if (live && at.owns(i)) store_vec<T, VEC>(S + i * NEXT, x[i]);
     }
-    norm_row_sums(sum, threads_per_row, sum_scratch[parity]);
-    norm_stats s;
-    if constexpr (CENTRED) {
-      float d[SUMS] = {};
-      const float mean = sum[0] * inv_n;
-#pragma unroll
-      for (int i = 0; i < NV; i++)
-        if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);
-      norm_row_sums(d, threads_per_row, distance_scratch[parity]);
-      s = norm_finish(mean, d, inv_n, eps);
-      if (live && at.lane == 0) ((float *)a.mean)[at.row] = s.mean + s.rest;
-    } else {
-      s = {0.0f, 0.0f, rsqrtf(fmaf(sum[0], inv_n, eps))};
-    }
-    if (live && at.lane == 0) ((float *)a.rstd)[at.row] = s.rstd;
-#pragma unroll
-    for (int i = 0; i < NV; i++) {
-      const vec<T, VEC> y = norm_scale<T, VEC, CENTRED>(x[i], s, w[i], b[i], llama);
-      if (live && at.owns(i)) store_vec<T, VEC>(Y + i * NEXT, y);
-    }
-    if (ADD) S += Y_step;
-    stage = stage == NORM_STAGES - 1 ? 0 : stage + 1;
   }
+  float w[EARLY ? NV : 1][VEC] = {};
+  if constexpr (EARLY) {
+#pragma unroll
+    for (int i = 0; i < NV; i++)
+      if (at.owns(i)) load_weight(w[i], i);
+  }
+
+  float sum[1] = {0.0f};
+#pragma unroll
+  for (int i = 0; i < NV; i++) sum[0] = norm_push<T, VEC, !CENTRED>(sum[0], x[i]); /* zeros beyond the row */
+  norm_row_sums(sum, threads_per_row, sum_scratch);
+  norm_stats s;
+  if constexpr (CENTRED) {
+    float d[SUMS] = {};
+    const float mean = sum[0] * inv_n;
+#pragma unroll
+    for (int i = 0; i < NV; i++)
+      if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);
+    norm_row_sums(d, threads_per_row, distance_scratch);
+    s = norm_finish(mean, d, inv_n, eps);
+    if (live && at.lane == 0) ((float *)a.mean)[at.row] = s.mean + s.rest;
+  } else {
+    s = {0.0f, 0.0f, rsqrtf(fmaf(sum[0], inv_n, eps))};
+  }
+  if (live && at.lane == 0) ((float *)a.rstd)[at.row] = s.rstd;
+
+  T *const Y = (T *)a.Y + at.row * a.Y_row_stride + first_col;
+#pragma unroll
+  for (int i = 0; i < NV; i++)
+    if (live && at.owns(i)) {
+      float b[VEC] = {};
+      if (CENTRED) norm_load_param<VEC>(b, a.bias, first_col + i * NEXT, a.bias_dtype, 0.0f, 0.0f);
+      if (!EARLY) load_weight(w[0], i);
+      store_vec<T, VEC>(Y + i * NEXT, norm_scale<T, VEC, CENTRED>(x[i], s, w[EARLY ? i : 0], b, llama));
+    }
 }
 
 /* any width and alignment: a block per row, VEC elements at a time */
@@ -230,7 +223,7 @@ __global__ void norm_fwd_loop_kernel(const liger_norm_fwd_args a) {
     norm_load_param<VEC>(w, a.W, col, a.w_dtype, (float)a.offset, 1.0f);
     if (CENTRED) norm_load_param<VEC>(b, a.bias, col, a.bias_dtype, 0.0f, 0.0f);
     store_vec<T, VEC>(
-        (T *)a.Y + row * a.n_cols + col,
+        (T *)a.Y + row * a.Y_row_stride + col,
         norm_scale<T, VEC, CENTRED>(load_vec<T, VEC>(X + col), s, w, b, a.casting == LIGER_CAST_LLAMA));
   }
 }
@@ -243,57 +236,51 @@ namespace {
 struct norm_plan {
   int threads_per_row, threads, vectors; /* vectors 0: loop over the row */
 };
+inline int64_t norm_vectors(int64_t n_cols, int elem_size) { return (n_cols * elem_size + 15) / 16; }
 
-/* `wide`: vectors in a row from which on a thread takes 4 of them, which halves the reductions and the blocks
- * that fit */
-norm_plan norm_plan_rows(int64_t n_cols, int elem_size, int wide) {
-  const int64_t n_vecs = (n_cols * elem_size + 15) / 16;
-  if (n_vecs > 4 * NORM_MAX_THREADS)
-    return {NORM_MAX_THREADS, NORM_MAX_THREADS, 0}; /* more than a block holds */
-  const int vectors = n_vecs < wide ? 2 : 4;
-  int threads_per_row = 8;
+/* Forward: small blocks, so that a multiprocessor holds many at different stages of their rows; narrow rows share a
+ * block. 4 vectors of a row to a thread are on the way at once; 8 where a row would need too many threads, which
+ * wait for each other. */
+inline norm_plan norm_plan_fwd(int64_t n_cols, int elem_size) {
+  const int64_t n_vecs = norm_vectors(n_cols, elem_size);
+  if (n_vecs > 8 * NORM_MAX_THREADS) return {NORM_MAX_THREADS, NORM_MAX_THREADS, 0};
+  const int vectors = n_vecs <= 512 ? 4 : 8;
+  int threads_per_row = 4;
   while ((int64_t)threads_per_row * vectors < n_vecs) threads_per_row *= 2;
-  /* narrow rows share a block of 128 threads: full warps, and many blocks to a multiprocessor */
-  return {threads_per_row, threads_per_row <= 32 ? 128 : threads_per_row, vectors};
+  const int least = threads_per_row <= 16 ? 128 : 64;
+  return {threads_per_row, threads_per_row < least ? least : threads_per_row, vectors};
 }
-constexpr int NORM_FWD_WIDE = 512, NORM_BWD_WIDE = 1025;
 
-/* Backward: blocks of as many threads as the registers let reside, since each block costs rows of partial
+/* Backward: one block of all the threads that the registers let reside, since each block costs rows of partial
  * sums, written and read; smaller ones where there would not be one for each multiprocessor. */
-norm_plan norm_plan_bwd(int64_t n_rows, int64_t n_cols, int elem_size) {
-  norm_plan p = norm_plan_rows(n_cols, elem_size, NORM_BWD_WIDE);
-  const int64_t blocks = gpu_multiprocessors();
+inline norm_plan norm_plan_bwd(int64_t n_rows, int64_t n_cols, int elem_size) {
+  const int64_t n_vecs = norm_vectors(n_cols, elem_size), blocks = gpu_multiprocessors();
+  if (n_vecs > 4 * NORM_MAX_THREADS) return {NORM_MAX_THREADS, NORM_MAX_THREADS, 0};
+  norm_plan p = {8, 0, n_vecs <= 2 * NORM_MAX_THREADS ? 2 : 4};
+  while ((int64_t)p.threads_per_row * p.vectors < n_vecs) p.threads_per_row *= 2;
+  p.threads = p.threads_per_row <= 32 ? 128 : p.threads_per_row;
   while (p.threads < NORM_MAX_THREADS && n_rows >= 2 * blocks * (p.threads / p.threads_per_row))
     p.threads *= 2;
   return p;
 }
-
-/* blocks of a persistent grid: `threads_per_sm` on each multiprocessor, never more blocks than turns */
-int64_t norm_persistent_blocks(const norm_plan &p, int64_t n_rows, int threads_per_sm) {
-  const int64_t rows_per_turn = p.threads / p.threads_per_row,
-                turns = (n_rows + rows_per_turn - 1) / rows_per_turn;
-  const int64_t per_sm = threads_per_sm / p.threads > 0 ? threads_per_sm / p.threads : 1;
-  const int64_t resident = gpu_multiprocessors() * per_sm;
+/* what resides at once, never more blocks than there are turns */
+inline int64_t norm_bwd_blocks(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
+  const norm_plan p = norm_plan_bwd(n_rows, n_cols, x_dtype == LIGER_F32 ? 4 : 2);
+  const int64_t rows = p.threads / p.threads_per_row, turns = (n_rows + rows - 1) / rows,
+                resident = gpu_multiprocessors() * (NORM_MAX_THREADS / p.threads);
   return turns < 1 ? 1 : turns < resident ? turns : resident;
 }
-/* Forward: several times what resides together, so that a block that is done makes room for the next and the
- * last turn is not a round of its own. */
-constexpr int NORM_FWD_THREADS_PER_SM = 4096;
 
 template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
-bool norm_launch_fwd(const liger_norm_fwd_args *a, const norm_plan &p, gpu_stream stream) {
-  const auto kernel = norm_fwd_kernel<T, NV, CHUNK, CENTRED, ADD>;
-  const size_t shared = row_ring < NV, CHUNK, NORM_STAGES, ADD ? 2 : 1 > ::bytes(p.threads);
-  if (!gpu_allow_shared(kernel, shared)) return false;
-  const int64_t grid = norm_persistent_blocks(p, a->n_rows, NORM_FWD_THREADS_PER_SM);
-  kernel<<<(unsigned)grid, p.threads, shared, stream>>>(*a, p.threads_per_row);
-  return true;
+void norm_launch_fwd(const liger_norm_fwd_args *a, const norm_plan &p, gpu_stream stream) {
+  const int rows = p.threads / p.threads_per_row;
+  const unsigned grid = (unsigned)((a->n_rows + rows - 1) / rows);
+  norm_fwd_kernel<T, NV, CHUNK, CENTRED, ADD><<<grid, p.threads, 0, stream>>>(*a, p.threads_per_row);
 }
 template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
 bool norm_launch_bwd(const liger_norm_bwd_args *a, const norm_plan &p, gpu_stream stream) {
   const auto kernel = norm_bwd_kernel<T, NV, CHUNK, CENTRED, ADD>;
-  /* holds the groups' sums of a parameter too: at most twice the bytes of one input's row */
-  const size_t shared = row_ring < NV, CHUNK, NORM_STAGES, ADD ? 3 : 2 > ::bytes(p.threads);
+  const size_t shared = norm_bwd_ring<NV, CHUNK, ADD>::bytes(p.threads);
   if (!gpu_allow_shared(kernel, shared)) return false;
   kernel<<<(unsigned)a->n_blocks, p.threads, shared, stream>>>(*a, p.threads_per_row);
   return true;
@@ -305,25 +292,21 @@ template <bool CENTRED, bool ADD> liger_status norm_fwd(const liger_norm_fwd_arg
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     constexpr int VEC = vec_width<T>::value;
     const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
-                         rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T)) &&
+                         rows_aligned(a->Y, a->Y_row_stride, a->n_cols, sizeof(T)) &&
                          (!ADD || (rows_aligned(a->R, a->R_row_stride, a->n_cols, sizeof(T)) &&
                                    rows_aligned(a->S, a->n_cols, a->n_cols, sizeof(T))));
-    const norm_plan p = norm_plan_rows(a->n_cols, sizeof(T), NORM_FWD_WIDE);
+    const norm_plan p = norm_plan_fwd(a->n_cols, sizeof(T));
     const unsigned rows = (unsigned)a->n_rows;
     if (!aligned) norm_fwd_loop_kernel<T, 1, CENTRED, ADD><<<rows, NORM_MAX_THREADS, 0, stream>>>(*a);
-    else if (!(p.vectors == 4            ? norm_launch_fwd<T, 4, 32, CENTRED, ADD>(a, p, stream)
-               : p.vectors == 0          ? false
-               : p.threads_per_row == 8  ? norm_launch_fwd<T, 2, 8, CENTRED, ADD>(a, p, stream)
-               : p.threads_per_row == 16 ? norm_launch_fwd<T, 2, 16, CENTRED, ADD>(a, p, stream)
-                                         : norm_launch_fwd<T, 2, 32, CENTRED, ADD>(a, p, stream)))
+    else if (p.vectors == 0)
       norm_fwd_loop_kernel<T, VEC, CENTRED, ADD><<<rows, NORM_MAX_THREADS, 0, stream>>>(*a);
+    else if (p.vectors == 8) norm_launch_fwd<T, 8, 32, CENTRED, ADD>(a, p, stream);
+    else if (p.threads_per_row == 4) norm_launch_fwd<T, 4, 4, CENTRED, ADD>(a, p, stream);
+    else if (p.threads_per_row == 8) norm_launch_fwd<T, 4, 8, CENTRED, ADD>(a, p, stream);
+    else if (p.threads_per_row == 16) norm_launch_fwd<T, 4, 16, CENTRED, ADD>(a, p, stream);
+    else norm_launch_fwd<T, 4, 32, CENTRED, ADD>(a, p, stream);
   });
   return (liger_status)LIGER_RT(GetLastError)();
-}
-
-inline int64_t norm_bwd_blocks(int64_t n_rows, int64_t n_cols, liger_dtype x_dtype) {
-  const norm_plan p = norm_plan_bwd(n_rows, n_cols, x_dtype == LIGER_F32 ? 4 : 2);
-  return norm_persistent_blocks(p, n_rows, NORM_MAX_THREADS);
 }
 
 template <bool CENTRED, bool ADD> liger_status norm_bwd(const liger_norm_bwd_args *a, gpu_stream stream) {
@@ -333,7 +316,8 @@ template <bool CENTRED, bool ADD> liger_status norm_bwd(const liger_norm_bwd_arg
     const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
                          rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
                          rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T)) &&
-                         (!a->dS || rows_aligned(a->dS, a->dS_row_stride, a->n_cols, sizeof(T)));
+                         (!a->dS || rows_aligned(a->dS, a->dS_row_stride, a->n_cols, sizeof(T))) &&
+                         (uintptr_t)a->dW_partial % 16 == 0 && (uintptr_t)a->dbias_partial % 16 == 0;
     const norm_plan p = norm_plan_bwd(a->n_rows, a->n_cols, sizeof(T));
     const unsigned blocks = (unsigned)a->n_blocks;
     if (!aligned) norm_bwd_loop_kernel<T, 1, CENTRED, ADD><<<blocks, NORM_MAX_THREADS, 0, stream>>>(*a);
@@ -344,14 +328,11 @@ template <bool CENTRED, bool ADD> liger_status norm_bwd(const liger_norm_bwd_arg
                                          : norm_launch_bwd<T, 2, 32, CENTRED, ADD>(a, p, stream)))
       norm_bwd_loop_kernel<T, VEC, CENTRED, ADD><<<blocks, NORM_MAX_THREADS, 0, stream>>>(*a);
   });
-  liger_status status = (liger_status)LIGER_RT(GetLastError)();
-  if (status == LIGER_OK && a->dW)
-    status = launch_column_sum(a->dW, (const float *)a->dW_partial, a->n_blocks, a->n_cols, a->w_dtype,
-                               stream);
-  if (status == LIGER_OK && a->dbias)
-    status = launch_column_sum(a->dbias, (const float *)a->dbias_partial, a->n_blocks, a->n_cols,
-                               a->bias_dtype, stream);
-  return status;
+  const liger_status status = (liger_status)LIGER_RT(GetLastError)();
+  column_sums sums;
+  sums.add(a->dW, a->dW_partial, a->n_blocks, a->n_cols, a->w_dtype);
+  sums.add(a->dbias, a->dbias_partial, a->n_blocks, a->n_cols, a->bias_dtype);
+  return status == LIGER_OK ? launch_column_sums(sums, stream) : status;
 }
 } // namespace
 #endif

@@ -153,8 +153,8 @@ LIGER_INLINE liger_status norm_fwd(const liger_norm_fwd_args *a, int64_t row_beg
         norm_load_param(w, a->W, c, n, a->w_dtype, (real)a->offset, 1);
         if (centred) norm_load_param(b, a->bias, c, n, a->bias_dtype, 0, 0);
       }
-      norm_scale_tile(a->Y, row * a->Y_row_stride + c, x, X, w, b, n, s, rstd, centred, a->casting == LIGER_CAST_LLAMA,
-                      t);
+      norm_scale_tile(a->Y, row * a->Y_row_stride + c, x, X, w, b, n, s, rstd, centred,
+                      a->casting == LIGER_CAST_LLAMA, t);
     }
   }
   return LIGER_OK;

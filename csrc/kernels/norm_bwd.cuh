@@ -1,42 +1,57 @@
-/* The backward kernels of norm.cuh, which includes this. With xhat = (x - mean) rstd and m = dY w:
- *   dX = rstd (m - c0 - xhat c1) + dS,   c0 = mean_row(m) (CENTRED), c1 = mean_row(m xhat)
- *   dW += dY xhat,   dbias += dY */
+/* The backward kernels of norm.cuh, which includes this. With d = x - mean (x where not CENTRED), g = rstd dY and
+ * m = g w, the fewest instructions an element:
+ *   dX = m - shift - d slope + dS,   shift = mean_row(m) (CENTRED), slope = rstd^2 mean_row(m d)
+ *   dW += g d,   dbias += dY */
 #ifndef LIGER_NORM_BWD_CUH
 #define LIGER_NORM_BWD_CUH
 #include "primitives.cuh"
 
 namespace {
-/* what dX takes of a row: dX = dY w rstd - shift - (x - mean) slope */
+/* what dX takes of a row */
 struct norm_slope {
-  float mean, rstd, shift, slope;
+  float mean, shift, slope;
 };
-template <int N, bool CENTRED>
+/* of the row's sums of m d and, if CENTRED, of m */
+template <int N>
 __device__ __forceinline__ norm_slope norm_finish_bwd(const float (&sum)[N], float inv_n, float mean,
                                                       float rstd) {
-  const float shift = CENTRED ? sum[N - 1] * inv_n * rstd : 0.0f;
-  return {mean, rstd, shift, sum[0] * inv_n * rstd * rstd};
+  return {mean, N > 1 ? sum[N - 1] * inv_n : 0.0f, sum[0] * inv_n * rstd * rstd};
 }
-template <typename T, int N, bool CENTRED>
-__device__ __forceinline__ vec<T, N> norm_dx(const vec<T, N> &x, const vec<T, N> &dy, const float (&w)[N],
-                                             const norm_slope &k, const vec<T, N> *ds) {
-  float v[N], g[N];
-  unpack(v, x);
-  unpack(g, dy);
+/* adds a vector's part to the sums and gives its m */
+template <int N, int SUMS>
+__device__ __forceinline__ void norm_push_bwd(float (&m)[N], float (&sum)[SUMS], float (&dw)[N],
+                                              float (&db)[N], const float (&x)[N], const float (&dy)[N],
+                                              const float (&w)[N], float mean, float rstd) {
 #pragma unroll
   for (int j = 0; j < N; j++) {
-    if (CENTRED) v[j] -= k.mean;
-    g[j] = fmaf(-k.slope, v[j], g[j] * k.rstd * w[j] - k.shift);
+    const float d = SUMS > 1 ? x[j] - mean : x[j], g = dy[j] * rstd;
+    dw[j] = fmaf(g, d, dw[j]);
+    m[j] = g * w[j];
+    sum[0] = fmaf(m[j], d, sum[0]);
+    if (SUMS > 1) {
+      sum[SUMS - 1] += m[j];
+      db[j] += dy[j];
+    }
   }
+}
+template <typename T, int N, bool CENTRED>
+__device__ __forceinline__ vec<T, N> norm_dx(const vec<T, N> &x, const float (&m)[N], const norm_slope &k,
+                                             const vec<T, N> *ds) {
+  float v[N], dx[N];
+  unpack(v, x);
+#pragma unroll
+  for (int j = 0; j < N; j++)
+    dx[j] = CENTRED ? fmaf(-k.slope, v[j] - k.mean, m[j] - k.shift) : fmaf(-k.slope, v[j], m[j]);
   if (ds) {
     unpack(v, *ds);
 #pragma unroll
-    for (int j = 0; j < N; j++) g[j] += v[j];
+    for (int j = 0; j < N; j++) dx[j] += v[j];
   }
-  return pack<T, N>(g);
+  return pack<T, N>(dx);
 }
 
-/* Adds the block's groups of rows into its partial row: `of_group` is the thread's own sums, `shared` room for
- * (groups, n_cols) floats. All threads call. */
+/* Adds the block's groups of rows into its partial row: `sums` is the thread's own, `shared` room for
+ * (groups, n_cols) floats. n_cols is a multiple of VEC. All threads call. */
 template <int NV, int CHUNK, int VEC>
 __device__ __forceinline__ void norm_store_partial(float *partial, const float (&sums)[NV][VEC],
                                                    float *shared, const row_walk<NV, CHUNK> &at,
@@ -47,34 +62,40 @@ __device__ __forceinline__ void norm_store_partial(float *partial, const float (
                     (int64_t)at.first_vec * VEC;
 #pragma unroll
   for (int i = 0; i < NV; i++)
-    if (at.owns(i)) {
-#pragma unroll
-      for (int j = 0; j < VEC; j++) to[i * (CHUNK * VEC) + j] = sums[i][j];
-    }
+    if (at.owns(i)) store_f32<VEC>(to + i * (CHUNK * VEC), sums[i]);
   if (at.groups == 1) return;
   __syncthreads();
-  for (int64_t col = threadIdx.x; col < n_cols; col += blockDim.x) {
-    float s = 0.0f;
-    for (int g = 0; g < at.groups; g++) s += shared[(int64_t)g * n_cols + col];
-    partial[col] = s;
+  for (int64_t col = (int64_t)threadIdx.x * 4; col < n_cols; col += (int64_t)blockDim.x * 4) {
+    float s[4] = {};
+    for (int g = 0; g < at.groups; g++) {
+      const vec<float, 4> v = load_vec<float, 4>(shared + (int64_t)g * n_cols + col);
+#pragma unroll
+      for (int j = 0; j < 4; j++) s[j] += v.v[j];
+    }
+    store_f32<4>(partial + col, s);
   }
 }
 
-/* The ring keeps X, dY and dS until the next turn of the thread that owns them, so the second pass reads them
- * there and registers are left for the sums. */
+/* The ring keeps X, dY and dS until the next turn of the thread that owns them, so the second pass may read them
+ * there. With dS a row is half as much again, and chips with 100 KB of shared memory must hold two. It has room
+ * for the groups' sums of a parameter too: at most twice the bytes of one input's rows. */
+template <int NV, int CHUNK, bool ADD> using norm_bwd_ring = row_ring<NV, CHUNK, ADD ? 2 : 3, ADD ? 3 : 2>;
+
 template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
-__global__ void __launch_bounds__(NORM_MAX_THREADS)
+__global__ void __launch_bounds__(NORM_MAX_THREADS, 1)
     norm_bwd_kernel(const liger_norm_bwd_args a, int threads_per_row) {
   constexpr int VEC = vec_width<T>::value, NEXT = CHUNK * VEC, SUMS = CENTRED ? 2 : 1;
-  constexpr int STAGES = norm_bwd_stages<ADD>::value;
+  constexpr int STAGES = ADD ? 2 : 3;
+  /* what stays in registers between the passes, as far as there are any: the row; m, and the weight for good */
+  constexpr bool KEEP_X = NV == 2, KEEP_M = NV * SUMS * (int)sizeof(float) * VEC <= 128;
   extern __shared__ uint4 dynamic_shared[];
   __shared__ float scratch[2][SUMS][BLOCK_SCRATCH];
-  const row_ring<NV, CHUNK, STAGES, ADD ? 3 : 2> ring(dynamic_shared);
+  const norm_bwd_ring<NV, CHUNK, ADD> ring(dynamic_shared);
   row_walk<NV, CHUNK> at(threads_per_row, a.n_cols, VEC);
   const int64_t first_col = (int64_t)at.first_vec * VEC;
   const float inv_n = 1.0f / (float)a.n_cols;
   const float *const mean_of = (const float *)a.mean, *const rstd_of = (const float *)a.rstd;
-  float w[NV][VEC] = {}, dw[NV][VEC] = {}, db[CENTRED ? NV : 1][VEC] = {};
+  float w[KEEP_M ? NV : 1][VEC] = {}, dw[NV][VEC] = {}, db[NV][VEC] = {};
 
   int64_t next_row = at.row;
   const T *X = (const T *)a.X + next_row * a.X_row_stride + first_col;
@@ -98,9 +119,12 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   };
 #pragma unroll
   for (int s = 0; s < STAGES - 1; s++) fetch(s);
+  const auto load_weight = [&](int i) {
+    norm_load_param<VEC>(w[KEEP_M ? i : 0], a.W, first_col + i * NEXT, a.w_dtype, (float)a.offset, 1.0f);
+  };
 #pragma unroll
   for (int i = 0; i < NV; i++)
-    if (at.owns(i)) norm_load_param<VEC>(w[i], a.W, first_col + i * NEXT, a.w_dtype, (float)a.offset, 1.0f);
+    if (KEEP_M && at.owns(i)) load_weight(i);
   /* a turn ahead, like the rows: nothing waits for device memory */
   float next_rstd = at.row < a.n_rows ? rstd_of[at.row] : 0.0f;
   float next_mean = CENTRED && at.row < a.n_rows ? mean_of[at.row] : 0.0f;
@@ -114,31 +138,31 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     }
     gpu_copy_wait<STAGES - 1>();
     const bool live = at.row < a.n_rows; /* else X and dY are zeros, and add nothing */
-    float sum[SUMS] = {};
+    vec<T, VEC> x[KEEP_X ? NV : 1];
+    float m[KEEP_M ? NV : 1][VEC], sum[SUMS] = {};
 #pragma unroll
     for (int i = 0; i < NV; i++) {
-      float v[VEC], g[VEC];
-      unpack(v, ring.template read<T>(stage, 0, i));
-      unpack(g, ring.template read<T>(stage, 1, i));
-#pragma unroll
-      for (int j = 0; j < VEC; j++) {
-        const float xhat = (CENTRED ? v[j] - mean : v[j]) * rstd, m = g[j] * w[i][j];
-        dw[i][j] = fmaf(g[j], xhat, dw[i][j]);
-        sum[0] = fmaf(m, xhat, sum[0]);
-        if constexpr (CENTRED) {
-          db[i][j] += g[j];
-          sum[1] += m;
-        }
-      }
+      float v[VEC], dy[VEC];
+      x[KEEP_X ? i : 0] = ring.template read<T>(stage, 0, i);
+      unpack(v, x[KEEP_X ? i : 0]);
+      unpack(dy, ring.template read<T>(stage, 1, i));
+      if (!KEEP_M && at.owns(i)) load_weight(i); /* from a cache */
+      norm_push_bwd<VEC, SUMS>(m[KEEP_M ? i : 0], sum, dw[i], db[i], v, dy, w[KEEP_M ? i : 0], mean, rstd);
     }
-    norm_row_sums(sum, threads_per_row, scratch[parity]);
-    const norm_slope k = norm_finish_bwd<SUMS, CENTRED>(sum, inv_n, mean, rstd);
+    norm_row_sums<true>(sum, threads_per_row, scratch[parity]);
+    const norm_slope k = norm_finish_bwd<SUMS>(sum, inv_n, mean, rstd);
 #pragma unroll
     for (int i = 0; i < NV; i++) {
       vec<T, VEC> ds;
       if constexpr (ADD) ds = ring.template read<T>(stage, 2, i);
-      const vec<T, VEC> dx = norm_dx<T, VEC, CENTRED>(ring.template read<T>(stage, 0, i),
-                                                      ring.template read<T>(stage, 1, i), w[i], k,
+      if (!KEEP_X) x[0] = ring.template read<T>(stage, 0, i);
+      if (!KEEP_M) {
+        unpack(m[0], ring.template read<T>(stage, 1, i));
+        if (at.owns(i)) load_weight(i);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) m[0][j] *= rstd * w[0][j];
+      }
+      const vec<T, VEC> dx = norm_dx<T, VEC, CENTRED>(x[KEEP_X ? i : 0], m[KEEP_M ? i : 0], k,
                                                       ADD ? &ds : nullptr);
       if (live && at.owns(i)) store_vec<T, VEC>(dX + i * NEXT, dx);
     }
@@ -182,24 +206,26 @@ __global__ void norm_bwd_loop_kernel(const liger_norm_bwd_args a) {
       norm_load_param<VEC>(w, a.W, col, a.w_dtype, (float)a.offset, 1.0f);
 #pragma unroll
       for (int j = 0; j < VEC; j++) {
-        const float xhat = (CENTRED ? v[j] - mean : v[j]) * rstd, m = g[j] * w[j];
-        if (dw) dw[col + j] = fmaf(g[j], xhat, dw[col + j]);
+        const float d = CENTRED ? v[j] - mean : v[j], m = g[j] * rstd * w[j];
+        if (dw) dw[col + j] = fmaf(g[j] * rstd, d, dw[col + j]);
         if (db) db[col + j] += g[j];
-        sum[0] = fmaf(m, xhat, sum[0]);
+        sum[0] = fmaf(m, d, sum[0]);
         if constexpr (CENTRED) sum[1] += m;
       }
     }
     norm_row_sums(sum, (int)blockDim.x, scratch[parity]);
-    const norm_slope k = norm_finish_bwd<SUMS, CENTRED>(sum, inv_n, mean, rstd);
+    const norm_slope k = norm_finish_bwd<SUMS>(sum, inv_n, mean, rstd);
     for (int64_t col = first_col; col < a.n_cols; col += step) {
-      float w[VEC];
+      float w[VEC], m[VEC];
       norm_load_param<VEC>(w, a.W, col, a.w_dtype, (float)a.offset, 1.0f);
+      unpack(m, load_vec<T, VEC>(dY + col));
+#pragma unroll
+      for (int j = 0; j < VEC; j++) m[j] *= rstd * w[j];
       vec<T, VEC> ds;
       const bool add = ADD && a.dS;
       if (add) ds = load_vec<T, VEC>((const T *)a.dS + row * a.dS_row_stride + col);
       store_vec<T, VEC>((T *)a.dX + row * a.n_cols + col,
-                        norm_dx<T, VEC, CENTRED>(load_vec<T, VEC>(X + col), load_vec<T, VEC>(dY + col), w, k,
-                                                 add ? &ds : nullptr));
+                        norm_dx<T, VEC, CENTRED>(load_vec<T, VEC>(X + col), m, k, add ? &ds : nullptr));
     }
   }
 }

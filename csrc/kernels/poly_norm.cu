@@ -135,8 +135,11 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
 
 /* ---- launching: a plan of the row's size, which does not ask for alignment ----------------------------- */
 norm_plan poly_plan(int64_t n_cols, int elem_size) {
-  norm_plan p = norm_plan_rows(n_cols, elem_size, WIDE);
-  if (p.threads_per_row < GPU_MIN_LANES) p.threads_per_row = GPU_MIN_LANES;
+  const int64_t n_vecs = norm_vectors(n_cols, elem_size);
+  if (n_vecs > 4 * NORM_MAX_THREADS) return {NORM_MAX_THREADS, NORM_MAX_THREADS, 0};
+  norm_plan p = {GPU_MIN_LANES, 0, n_vecs < WIDE ? 2 : 4};
+  while ((int64_t)p.threads_per_row * p.vectors < n_vecs) p.threads_per_row *= 2;
+  p.threads = p.threads_per_row <= 32 ? 128 : p.threads_per_row;
   return p;
 }
 const norm_plan WHOLE_BLOCK = {NORM_MAX_THREADS, NORM_MAX_THREADS, 0}; /* for a row that is looped over */
@@ -145,7 +148,9 @@ int64_t poly_turns(const norm_plan &p, int64_t n_rows) {
   return turns < 1 ? 1 : turns;
 }
 int64_t poly_bwd_grid(const norm_plan &p, int64_t n_rows) {
-  return norm_persistent_blocks(p, n_rows, BWD_THREADS_PER_SM);
+  const int64_t turns = poly_turns(p, n_rows),
+                resident = (int64_t)gpu_multiprocessors() * (BWD_THREADS_PER_SM / p.threads);
+  return turns < resident ? turns : resident;
 }
 int size_of(liger_dtype t) { return t == LIGER_F32 ? 4 : 2; }
 
@@ -193,11 +198,10 @@ extern "C" liger_status liger_poly_norm_bwd_cuda(const liger_poly_norm_bwd_args 
     else if (p.vectors == 2) start(poly_norm_bwd_kernel<T, 2, VEC>, a, p, grid, stream);
     else start(poly_norm_bwd_kernel<T, 4, VEC>, a, p, grid, stream);
   });
-  liger_status status = (liger_status)LIGER_RT(GetLastError)();
+  const liger_status status = (liger_status)LIGER_RT(GetLastError)();
   const float *const from = (const float *)a->workspace;
-  if (status == LIGER_OK && a->dW)
-    status = launch_column_sum(a->dW, from, a->n_blocks, 3, a->w_dtype, stream);
-  if (status == LIGER_OK && a->db)
-    status = launch_column_sum(a->db, from + 3 * a->n_blocks, a->n_blocks, 1, a->b_dtype, stream);
-  return status;
+  column_sums sums;
+  sums.add(a->dW, from, a->n_blocks, 3, a->w_dtype);
+  sums.add(a->db, from + 3 * a->n_blocks, a->n_blocks, 1, a->b_dtype);
+  return status == LIGER_OK ? launch_column_sums(sums, stream) : status;
 }

@@ -120,6 +120,14 @@ static __device__ __forceinline__ void store_as(void *p, int64_t i, float v, lig
   else from_f32(((__half *)p)[i], v);
 }
 
+/* fp32 sums, N of them from an address of 16 bytes */
+template <int N> static __device__ __forceinline__ void store_f32(float *p, const float (&v)[N]) {
+  static_assert(N % 4 == 0, "whole vectors of fp32");
+#pragma unroll
+  for (int j = 0; j < N; j += 4)
+    store_vec<float, 4>(p + j, vec<float, 4>{{v[j], v[j + 1], v[j + 2], v[j + 3]}});
+}
+
 /* Whole vectors may be used on rows of this base, stride and width. Host. */
 static inline bool rows_aligned(const void *base, int64_t row_stride, int64_t n_cols, int elem_size) {
   return (uintptr_t)base % 16 == 0 && row_stride * elem_size % 16 == 0 && n_cols * elem_size % 16 == 0;
@@ -205,26 +213,51 @@ template <class Op> static __device__ __forceinline__ float block_reduce(float v
   return group_reduce<Op, false>(v, blockDim.x <= GPU_LANES ? GPU_LANES : (int)blockDim.x, scratch);
 }
 
+/* Rows that one launch can hold: the grid's x extent. */
+#define GPU_MAX_GRID 0x7fffffffLL
+
 /* ---- column sums --------------------------------------------------------------------------------------- */
-/* dst[c] = sum over blocks of partial[b][c], the second stage of a weight gradient. Each of COLUMN_SUM_SLICES
- * groups of threads adds a fixed slice of the blocks in order, then the slices are added as a tree: the same
- * bits every run. Few columns to a block, so that even one narrow row of sums keeps many multiprocessors
- * waiting for memory side by side. */
+/* Sums over the rows of up to 4 matrices of partial sums, dst[k][c] = sum over b of partial[k][b][c], in one
+ * launch: the second stage of weight gradients. */
+struct column_sums {
+  int n = 0;
+  void *dst[4];
+  const float *partial[4];
+  int64_t n_rows[4], n_cols[4];
+  liger_dtype dtype[4];
+  /* one sum more; none where there is no `to` or no column */
+  void add(void *to, const void *from, int64_t rows, int64_t cols, liger_dtype t) {
+    if (!to || cols == 0) return;
+    dst[n] = to, partial[n] = (const float *)from, n_rows[n] = rows, n_cols[n] = cols, dtype[n] = t;
+    n++;
+  }
+};
+
+/* Each of COLUMN_SUM_SLICES groups of threads adds a fixed slice of the rows in order, then the slices are added
+ * as a tree: the same bits every run. Few columns to a block, so that even one narrow row of sums keeps many
+ * multiprocessors waiting for memory side by side. */
 #define COLUMN_SUM_COLS 16
 #define COLUMN_SUM_SLICES 32
+static __host__ __device__ __forceinline__ int64_t column_sum_blocks(int64_t n_cols) {
+  return (n_cols + COLUMN_SUM_COLS - 1) / COLUMN_SUM_COLS;
+}
 namespace {
-__global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES)
-    column_sum_kernel(void *dst, const float *partial, int64_t n_blocks, int64_t n_cols, liger_dtype t) {
+__global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES) column_sum_kernel(const column_sums a) {
   __shared__ float slice_sum[COLUMN_SUM_SLICES][COLUMN_SUM_COLS + 1];
   const int col = (int)threadIdx.x % COLUMN_SUM_COLS, slice = (int)threadIdx.x / COLUMN_SUM_COLS;
-  const int64_t first = (int64_t)blockIdx.x * COLUMN_SUM_COLS;
-  const int64_t b0 = n_blocks * slice / COLUMN_SUM_SLICES, b1 = n_blocks * (slice + 1) / COLUMN_SUM_SLICES;
+  int64_t block = blockIdx.x;
+  int k = 0;
+  for (; k < a.n - 1 && block >= column_sum_blocks(a.n_cols[k]); k++) block -= column_sum_blocks(a.n_cols[k]);
+  const int64_t n_cols = a.n_cols[k], first = block * COLUMN_SUM_COLS, n_rows = a.n_rows[k];
+  const int64_t b0 = n_rows * slice / COLUMN_SUM_SLICES, b1 = n_rows * (slice + 1) / COLUMN_SUM_SLICES;
+  const float *const partial = a.partial[k] + first + col;
   float s = 0.0f;
   if (first + col < n_cols)
+#pragma unroll 1
     for (int64_t b = b0; b < b1; b += 8) { /* 8 on the way at once, the last turn's too */
       float v[8];
 #pragma unroll
-      for (int i = 0; i < 8; i++) v[i] = b + i < b1 ? partial[(b + i) * n_cols + first + col] : 0.0f;
+      for (int i = 0; i < 8; i++) v[i] = b + i < b1 ? partial[(b + i) * n_cols] : 0.0f;
 #pragma unroll
       for (int i = 0; i < 8; i++) s += v[i];
     }
@@ -233,14 +266,14 @@ __global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES)
   /* now a lane a slice, and each 32 lanes a column */
   const int lane = (int)threadIdx.x % COLUMN_SUM_SLICES, mine = (int)threadIdx.x / COLUMN_SUM_SLICES;
   s = warp_reduce<op_sum>(slice_sum[lane][mine], COLUMN_SUM_SLICES);
-  if (lane == 0 && first + mine < n_cols) store_as(dst, first + mine, s, t);
+  if (lane == 0 && first + mine < n_cols) store_as(a.dst[k], first + mine, s, a.dtype[k]);
 }
 } // namespace
-static inline liger_status launch_column_sum(void *dst, const float *partial, int64_t n_blocks,
-                                             int64_t n_cols, liger_dtype t, gpu_stream stream) {
-  const int64_t grid = (n_cols + COLUMN_SUM_COLS - 1) / COLUMN_SUM_COLS;
-  column_sum_kernel<<<(unsigned)grid, COLUMN_SUM_COLS * COLUMN_SUM_SLICES, 0, stream>>>(dst, partial,
-                                                                                        n_blocks, n_cols, t);
+static inline liger_status launch_column_sums(const column_sums &a, gpu_stream stream) {
+  int64_t grid = 0;
+  for (int k = 0; k < a.n; k++) grid += column_sum_blocks(a.n_cols[k]);
+  if (grid > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  if (grid) column_sum_kernel<<<(unsigned)grid, COLUMN_SUM_COLS * COLUMN_SUM_SLICES, 0, stream>>>(a);
   return (liger_status)LIGER_RT(GetLastError)();
 }
 
@@ -266,6 +299,4 @@ static inline liger_status launch_column_sum(void *dst, const float *partial, in
   default: return LIGER_ERR_DTYPE;         \
   }
 
-/* Rows that one launch can hold: the grid's x extent. */
-#define GPU_MAX_GRID 0x7fffffffLL
 #endif

@@ -9,7 +9,7 @@ def gpu(op, what):
     return ["test/test_cuda.py", "-k", f"{what} and {op}"]
 
 
-RMS, ROPE, GLU = "csrc/kernels/rms_norm.cu", "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
+ROPE, GLU = "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
 MAP = "csrc/kernels/elementwise.cuh"
 NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 LOGPROB = "csrc/kernels/linear_logprob.cu"
@@ -23,21 +23,21 @@ SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
 MUTANTS = [
     (
         "rms_norm_eps",
-        RMS,
-        "rsqrtf(fmaf(sum, inv_n, eps))",
-        "rsqrtf(sum * inv_n)",
+        NORM,
+        "rsqrtf(fmaf(sum[0], inv_n, eps))",
+        "rsqrtf(sum[0] * inv_n)",
         ops("rms_norm", "option_changes"),
     ),
     (
         "rms_norm_other_stream",
-        RMS,
-        "fwd_blocks(p, a->n_rows), p.threads, shared, stream>>>(",
-        "fwd_blocks(p, a->n_rows), p.threads, shared, stream ? 0 : stream>>>(",
+        NORM,
+        "<<<grid, p.threads, 0, stream>>>(*a, p.threads_per_row)",
+        "<<<grid, p.threads, 0, stream ? 0 : stream>>>(*a, p.threads_per_row)",
         gpu("rms_norm", "current_stream"),
     ),
     (
         "rms_norm_dw_of_one_group",
-        RMS,
+        NORM_BWD,
         "for (int g = 0; g < at.groups; g++)",
         "for (int g = 0; g < 1; g++)",
         ops("rms_norm"),
@@ -45,29 +45,29 @@ MUTANTS = [
     (
         "layer_norm_zeros_beyond_the_row_counted",
         NORM,
-        "        if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);",
-        "        norm_push_distances<T, VEC>(d, x[i], mean);",
+        "if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);",
+        "norm_push_distances<T, VEC>(d, x[i], mean);",
         ops("layer_norm"),
     ),
     (
-        "layer_norm_bias_gradient_of_one_group",
+        "layer_norm_shift_lost",
         NORM_BWD,
-        "for (int g = 0; g < at.groups; g++)",
-        "for (int g = 0; g < 1; g++)",
+        "v[j] - k.mean, m[j] - k.shift)",
+        "v[j] - k.mean, m[j])",
         ops("layer_norm"),
     ),
     (
-        "layer_norm_other_stream",
-        NORM,
-        "kernel<<<(unsigned)grid, p.threads, shared, stream>>>",
-        "kernel<<<(unsigned)grid, p.threads, shared, stream ? 0 : stream>>>",
+        "column_sums_other_stream",
+        "csrc/kernels/primitives.cuh",
+        "COLUMN_SUM_COLS * COLUMN_SUM_SLICES, 0, stream>>>(a)",
+        "COLUMN_SUM_COLS * COLUMN_SUM_SLICES, 0, stream ? 0 : stream>>>(a)",
         gpu("layer_norm", "current_stream"),
     ),
     (
         "fused_add_residual_gradient_lost",
         NORM_BWD,
-        "g[j] += v[j];",
-        "g[j] += 0.0f * v[j];",
+        "dx[j] += v[j];",
+        "dx[j] += 0.0f * v[j];",
         ops("fused_add_rms_norm"),
     ),
     (
@@ -125,8 +125,8 @@ MUTANTS = [
     (
         "dyt_sum_of_one_group",
         "csrc/kernels/dyt.cu",
-        "launch_column_sum(a->dgamma, from, n, a->n_cols",
-        "launch_column_sum(a->dgamma, from, plan.row_blocks, a->n_cols",
+        "sums.add(a->dgamma, from, n, a->n_cols",
+        "sums.add(a->dgamma, from, plan.row_blocks, a->n_cols",
         ops("dyt"),
     ),
     (
@@ -265,6 +265,8 @@ MUTANTS = [
         "t < 0.0f ? -0.5f : t}",
         "t < 0.0f ? -0.5f : 0.5f}",
         ["test/test_divergences.py", "-k", "ties"],
+    ),
+    (
         "embedding_run_overwritten",
         EMBEDDING,
         "if (began_before) put(before, acc);\n    else if",
