@@ -46,6 +46,13 @@ def random_like(o, generator):
     return torch.empty_like(o).copy_(values)
 
 
+def products(case):
+    """((rows, hidden), (vocab_size, hidden)) of a portable linear loss, else None."""
+    floats = [x["shape"] for x in case["args"].values() if is_tensor(x) and x["kind"] != "index"]
+    (*rows, hidden), weight = [s for s in floats if len(s) > 1][:2] if case["flops"][1] else ((0, 0), 0)
+    return ((torch.Size(rows).numel(), hidden), tuple(weight)) if weight else None
+
+
 class Call:
     """One implementation on one case's arguments: forward without grad, forward, forward + backward."""
 

@@ -1,20 +1,23 @@
-"""Times operators against eager PyTorch, torch.compile, upstream Liger Kernel and the physical floor.
+"""Times operators against eager PyTorch, torch.compile, upstream Liger Kernel, other libraries and the
+physical floor.
 
     python -m benchmark.run                                       every operator on the CPU
     python -m benchmark.run --device cuda --ops rms_norm,rope --out rows.jsonl
     python -m benchmark.run --device cuda --impls upstream --upstream DIR
         DIR from: pip install --no-deps --target DIR liger-kernel==0.8.5
+    python -m benchmark.run --device cuda --ops dpo,grpo --budget 2048
 
 Cases, references and floors come from each operator's `OpSpec`. eager is the reference (or, where that does
-more than users do, what baselines.py has), compile is torch.compile of it. A result is compared with eager
-before it is timed; one that differs gets a row with an error and no time. "full" is forward and backward. The
-floor is the bytes that must move at the copy bandwidth, or the matrix products alone, measured in the same
-run.
+more than users do, what baselines.py has), compile is torch.compile of it. The losses of chunked_loss have
+theirs in consumers.py; other libraries are called as peers.py says. --budget is the linear losses' memory
+budget in MiB, and part of the case's name. A result is compared with eager before it is timed; one that
+differs gets a row with an error and no time. "full" is forward and backward. The floor is the bytes that must
+move at the copy bandwidth, or the matrix products alone, measured in the same run.
 
 CPU: every round calls each implementation once, and ratios are medians over the rounds, so that noise hits
 all alike. The process restarts itself with malloc kept from returning memory: large outputs would time page
-faults. GPU: events around one call with a flushed L2 (what a user waits), and the kernels' own time by the
-profiler; ratios are of the latter.
+faults; --memory reads peaks in a process of its own. GPU: events around one call with a flushed L2 (what a
+user waits), and the kernels' own time by the profiler; ratios are of the latter.
 
 Rows that --out has (same machine, commit, torch) are not measured again: an interrupted run goes on where
 it stopped. Upstream's rows carry norms of outputs and gradients, to be compared with eager's row of the
@@ -26,11 +29,12 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from . import baselines, cases, machine, plot, timing
+from . import cases, machine, memory, peers, plot, timing
 
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 
@@ -40,9 +44,13 @@ def options(argv=None):
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--ops", default="", help="comma-separated; default: all")
     p.add_argument("--cases", default="", help="comma-separated ids; default: all")
-    p.add_argument("--impls", default="eager,compile,liger", help="of eager, compile, liger, upstream")
+    names = ",".join(peers.NAMES)
+    p.add_argument("--impls", default=names, help=f"default: {names}, as far as installed; or upstream")
     p.add_argument("--dtypes", default="", help="default: float32,bfloat16 on the CPU, bfloat16 on a GPU")
     p.add_argument("--rounds", type=int, default=21, help="CPU rounds")
+    p.add_argument("--seconds", type=float, default=1.5, help="GPU: at most, for each time")
+    p.add_argument("--memory", action="store_true", help="CPU: peaks too (a GPU has them always)")
+    p.add_argument("--budget", type=int, default=0, help="MiB for the linear losses; default: the library's")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--upstream", default="", help="directory that holds upstream's liger_kernel")
     machine.add_commit(p)
@@ -57,8 +65,7 @@ def key(row):
 def measure(fns, case, dtype, a, base):
     """Rows of one case: {impl: fn} on the arguments that `case` (see cases.portable) describes."""
     args = cases.arguments(case["args"], dtype, a.device)
-    shapes = [x["shape"] for x in case["args"].values() if cases.is_tensor(x) and len(x["shape"]) == 2]
-    products = shapes[:2] if case["flops"][1] else None
+    products = cases.products(case)
     rows, calls = {}, {}
     reference = cases.Call(fns["eager"], args) if "eager" in fns else None
     for impl, fn in fns.items():
@@ -74,6 +81,9 @@ def measure(fns, case, dtype, a, base):
         except Exception as e:  # one implementation that fails must not stop the others
             row["error"] = f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
         cases.release()
+    if calls and a.device == "cpu" and a.memory:
+        for impl, found in memory.peaks(base["op"], case, name, list(calls), a.budget).items():
+            rows[impl].update(found)
     floor = timing.Floor(a.device, dtype, products)
     times = (_time_cpu if a.device == "cpu" else _time_cuda)(a, floor, calls, rows)
     fwd, full = floor.ms(times, case["elements"], case["flops"])
@@ -103,7 +113,8 @@ def _time_cuda(a, floor, calls, rows):
     for impl, call in calls.items():
         row = rows[impl]
         row.update(peak_mib=timing.cuda_peak_mib(call.full), peak_fwd_mib=timing.cuda_peak_mib(call.bare))
-        row.update(fwd_ms=timing.cuda_ms(call.bare), full_ms=timing.cuda_ms(call.full))
+        row.update(fwd_ms=timing.cuda_ms(call.bare, seconds=a.seconds))
+        row.update(full_ms=timing.cuda_ms(call.full, seconds=a.seconds))
         row["kernel_fwd_ms"] = timing.cuda_kernel_ms(call.bare)
         row["kernel_full_ms"] = timing.cuda_kernel_ms(call.full)
     for impl in calls:
@@ -120,6 +131,7 @@ def show(row):
     text += f" fwd {row['fwd_ms']:8.3f}  full {row['full_ms']:8.3f} ms"
     if "kernel_full_ms" in row:
         text += f"  kernels {row['kernel_fwd_ms']:7.3f} / {row['kernel_full_ms']:7.3f}"
+    if "peak_mib" in row:
         text += f"  peak {row['peak_mib']:6.0f} MiB"
     text += f"  {best / row['floor_full_ms']:6.3f} x floor" if row["floor_full_ms"] else ""
     return text + "".join(f"  {row[k]:.2f} x {k[3:]}" for k in ("vs_eager", "vs_compile") if k in row)
@@ -134,56 +146,74 @@ def upstream(work, a, base, out):
     subprocess.run(command, input=json.dumps(job), text=True, check=True, cwd=Path(__file__).parents[1])
 
 
-def main(argv=None):
-    a = options(argv)
+def restart(a, module):
+    """On the CPU, once, with malloc kept from returning memory."""
     if a.device == "cpu" and any(os.environ.get(k) != v for k, v in KEEP_MEMORY.items()):
         os.environ.update(KEEP_MEMORY)
-        os.execv(sys.executable, [sys.executable, "-m", "benchmark.run", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+
+
+def prepare(a):
+    """(the fields of every row, the rows' file), after threads and budget are set."""
     import liger_kernel
-    from liger_kernel.ops import SPECS
 
     if a.threads:
         torch.set_num_threads(a.threads)
-    out = Path(a.out) if a.out else machine.RESULTS / f"ops_{a.device}.jsonl"
-    base = {**machine.facts(a.device), "liger_kernel": liger_kernel.__version__}
-    dtypes = (a.dtypes or ("bfloat16" if a.device == "cuda" else "float32,bfloat16")).split(",")
-    names = a.ops.split(",") if a.ops else list(SPECS)
-    if unknown := set(names) - set(SPECS):
-        sys.exit(f"--ops: {', '.join(sorted(unknown))} unknown, expected of {', '.join(SPECS)}")
-    wanted = [
-        (name, case, dtype)
-        for name in names
-        for case in SPECS[name].cases.get(a.device, ())
-        if not a.cases or case.id in a.cases.split(",")
-        for dtype in dtypes
-    ]
-    done = {key(row) for row in machine.read_rows(out)}
-    impls = a.impls.split(",")
-    here = [i for i in impls if i != "upstream"]
+    if a.budget:
+        liger_kernel.set_memory_budget(a.budget << 20)
+    return {**machine.facts(a.device), "liger_kernel": liger_kernel.__version__}
 
-    def missing(impls):  # implementations are interleaved, so a case is measured whole or not at all
-        for name, case, dtype in wanted:
-            row = {**base, "op": name, "case": case.id, "dtype": dtype}
-            if any(key({**row, "impl": i}) not in done for i in impls):
-                yield name, case, dtype
+
+def measure_all(work, a, base, out):
+    """Measures what `out` lacks of `work`, (spec, case, dtype, more fields of the row), and adds it there."""
+    done, impls = {key(row) for row in machine.read_rows(out)}, a.impls.split(",")
+    if unknown := set(impls) - {*peers.NAMES, "upstream"}:
+        known = ", ".join((*peers.NAMES, "upstream"))
+        sys.exit(f"--impls: {', '.join(sorted(unknown))} unknown, expected of {known}")
+    here = [i for i in peers.installed() if i in impls]
+
+    def lacking(spec, case, dtype, names):
+        row = {**base, "op": spec.name, "case": case.id, "dtype": dtype}
+        return any(key({**row, "impl": i}) not in done for i in names)
 
     print(f"{base['machine']}, torch {base['torch']}, commit {base['commit']}; rows go to {out}")
-    for name, case, dtype in machine.progress(list(missing(here)), desc="cases"):
-        spec = SPECS[name]
-        eager = baselines.eager(spec, case.sample.args)
-        ways = {
-            "eager": lambda f=eager: f,
-            "compile": lambda f=eager: torch.compile(f, dynamic=False),
-            "liger": lambda s=spec: s.fn,
-        }
-        fns = {i: ways[i]() for i in here}
-        rows = measure(fns, cases.portable(case), getattr(torch, dtype), a, {**base, "op": name})
+    todo = []
+    for spec, case, dtype, more in work:  # implementations are interleaved: a case is measured whole or not
+        fns = {i: peers.way(i, spec, case.sample.args) for i in here}
+        fns = {i: f for i, f in fns.items() if f}
+        if lacking(spec, case, dtype, fns):
+            todo.append((fns, spec, case, dtype, more))
+    for fns, spec, case, dtype, more in machine.progress(todo, desc="cases"):
+        fields = {**base, "op": spec.name, **more}
+        rows = measure(fns, cases.portable(case), getattr(torch, dtype), a, fields)
         machine.append_rows(out, rows)
         cases.release()
         print("\n".join(show(row) for row in rows), flush=True)
-    work = [(n, cases.portable(c), d) for n, c, d in missing({"upstream"} & set(impls))]
-    if work:
-        upstream(work, a, base, out)
+    if "upstream" in impls:
+        rest = [w for w in work if lacking(*w[:3], ["upstream"])]
+        if rest:
+            upstream([(s.name, cases.portable(c), d, more) for s, c, d, more in rest], a, base, out)
+
+
+def main(argv=None):
+    a = options(argv)
+    restart(a, "benchmark.run")
+    from . import consumers  # not above: upstream's process imports this module, and no package of ours
+
+    base, specs = prepare(a), consumers.specs()
+    out = Path(a.out) if a.out else machine.RESULTS / f"ops_{a.device}.jsonl"
+    dtypes = (a.dtypes or ("bfloat16" if a.device == "cuda" else "float32,bfloat16")).split(",")
+    names = a.ops.split(",") if a.ops else list(specs)
+    if unknown := set(names) - set(specs):
+        sys.exit(f"--ops: {', '.join(sorted(unknown))} unknown, expected of {', '.join(specs)}")
+    work = [
+        (specs[name], replace(case, id=f"{case.id}-{a.budget}MiB") if a.budget else case, dtype, {})
+        for name in names
+        for case in specs[name].cases.get(a.device, ())
+        if not a.cases or case.id in a.cases.split(",")
+        for dtype in dtypes
+    ]
+    measure_all(work, a, base, out)
     rows = [row for row in machine.read_rows(out) if row["commit"] == base["commit"]]
     print("plot:", plot.ops(rows, out.with_suffix(".png")))
 

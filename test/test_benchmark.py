@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmark import cases, machine
+from benchmark import cases, consumers, machine, peers, sweep
 from liger_kernel import _check as C
 from liger_kernel.ops import SPECS
 from liger_kernel.ops._spec import Sample, T, in_memory
@@ -60,3 +60,41 @@ def test_a_run_is_resumed(tmp_path):
     out.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[1])[:40])  # killed while it wrote
     subprocess.run(command, cwd=machine.ROOT, check=True, capture_output=True)
     assert [r["impl"] for r in machine.read_rows(out)] == ["eager", "eager", "liger"]
+
+
+def test_sweeps_change_one_size():
+    rope = sweep.resized(SPECS["rope"].cases["cpu"][0], "rows", 128)
+    assert {k: t.shape for k, t in sweep.tensors(rope).items()} == {
+        "q": (2, 32, 64, 64), "k": (2, 8, 64, 64), "cos": (1, 64, 64), "sin": (1, 64, 64)
+    }  # fmt: skip
+    norm = sweep.resized(SPECS["rms_norm"].cases["cpu"][0], "rows", 128)  # 2048 x 2048: columns stay
+    assert [t.shape for t in sweep.tensors(norm).values()] == [(128, 2048), (2048,)]
+    assert norm.full_elements == 5 * 128 * 2048
+    loss = SPECS["fused_linear_cross_entropy"].cases["cpu"][0]
+    wide, long = sweep.resized(loss, "vocabulary", 4000), sweep.resized(loss, "tokens", 128)
+    assert [t.shape for t in sweep.tensors(wide).values()] == [(1024, 768), (4000, 768), (1024,)]
+    assert wide.sample.args["target"].high == 4000 and wide.flops[1] == 6 * 1024 * 768 * 4000
+    assert [t.shape for t in sweep.tensors(long).values()] == [(128, 768), (32000, 768), (128,)]
+
+
+@pytest.mark.parametrize("name", consumers.LOSSES)
+def test_losses_of_hidden_states_are_measured_against_the_same_loss(name):
+    spec = consumers.LOSSES[name]
+    for case in spec.cases.values():
+        (rows, h), (v, h2) = cases.products(cases.portable(case[0]))
+        assert h == h2 and case[0].flops[0] % (2 * rows * h * v) == 0
+    small = sweep.resized(sweep.resized(spec.cases["cpu"][0], "tokens", 20), "vocabulary", 50)
+    drawn = cases.arguments(cases.portable(small)["args"], torch.float32, "cpu")
+    ours, eager = (cases.Call(peers.way(i, spec, drawn), drawn) for i in ("liger", "eager"))
+    assert cases.difference(ours, eager) < 1e-5
+    assert ours.full()[1][0].abs().max() > 0
+
+
+def test_peers_do_only_what_they_can():
+    plain = SPECS["fused_linear_cross_entropy"].cases["cpu"][0].sample.args
+    names = peers.installed()
+    assert names[:3] == ["eager", "compile", "liger"]
+    spec = SPECS["fused_linear_cross_entropy"]
+    for peer in names[3:]:
+        assert peers.way(peer, spec, plain) and not peers.way(peer, spec, {**plain, "bias": 1})
+        assert peers.way(peer, SPECS["rope"], SPECS["rope"].cases["cpu"][0].sample.args) is None
