@@ -50,34 +50,34 @@ def fake(x, weight, needs_dx, needs_dw, compute_dtype):
     )
 
 
-def wants_grad(x, weight):
-    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+def wants_grad(*tensors):
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def forward(ctx, run, tensors, options):
-    """A Function's forward: run(*tensors, *options, dloss, needs_dx, needs_dw) -> (loss, dx, dweight).
+def forward(ctx, run, tensors, options, n_grads=2):
+    """A Function's forward: run(*tensors, *options, dloss, *needs) -> (loss, *gradients).
 
-    The first two tensors are the student's hidden states and weight. The gradients are made in forward, and
-    in backward where one is float16, whose range the incoming gradient (a loss scale) must reach before the
-    rounding.
+    The first n_grads tensors are the student's: hidden states, weight, bias or None. The gradients are made
+    in forward, and in backward where one is float16, whose range the incoming gradient (a loss scale) must
+    reach before the rounding.
     """
-    x, weight = tensors[:2]
-    ctx.needs, ctx.run, ctx.options = ctx.needs_input_grad[:2], run, options
-    ctx.deferred = torch.float16 in (options[0], x.dtype, weight.dtype)
-    needs = (False, False) if ctx.deferred else ctx.needs
-    loss, dx, dw = run(*tensors, *options, None, *needs)
-    ctx.save_for_backward(*(tensors if ctx.deferred else (dx, dw)))
+    student = [t for t in tensors[:n_grads] if t is not None]
+    ctx.needs, ctx.run, ctx.options = ctx.needs_input_grad[:n_grads], run, options
+    ctx.deferred = torch.float16 in (options[0], *(t.dtype for t in student))
+    needs = (False,) * n_grads if ctx.deferred else ctx.needs
+    loss, *grads = run(*tensors, *options, None, *needs)
+    ctx.save_for_backward(*(tensors if ctx.deferred else grads))
     return loss
 
 
 def backward(ctx, dloss):
     """The gradients of all arguments of that Function."""
     if ctx.deferred:
-        _, dx, dw = ctx.run(*ctx.saved_tensors, *ctx.options, dloss, *ctx.needs)
+        _, *grads = ctx.run(*ctx.saved_tensors, *ctx.options, dloss, *ctx.needs)
     else:
-        dx, dw = (scale_saved(g, dloss) if need else g for g, need in zip(ctx.saved_tensors, ctx.needs))
-    need_dx, need_dw = ctx.needs
-    return dx if need_dx else None, dw if need_dw else None, *(None,) * (len(ctx.needs_input_grad) - 2)
+        grads = [scale_saved(g, dloss) if need else g for g, need in zip(ctx.saved_tensors, ctx.needs)]
+    nones = (None,) * (len(ctx.needs_input_grad) - len(ctx.needs))
+    return *(g if need else None for g, need in zip(grads, ctx.needs)), *nones
 
 
 def logits_ref(x, weight, memory_budget, n_heads=1, accum_dtype=None, block_rows=None):

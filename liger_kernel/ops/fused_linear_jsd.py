@@ -49,12 +49,29 @@ def _(
     )
 
 
-def _run(x, weight, teacher_x, teacher_weight, labels, dtype, accum_code, options, budget, dloss, dx, dw):
-    tensors = (x.detach(), weight.detach(), teacher_x.detach(), teacher_weight.detach())
+def _run_heads(
+    x,
+    weight,
+    bias,
+    teacher_x,
+    teacher_weight,
+    teacher_bias,
+    labels,
+    dtype,
+    accum_code,
+    options,
+    budget,
+    dloss,
+    *needs,
+):
+    tensors = (x, weight, teacher_x, teacher_weight, bias, teacher_bias)
+    tensors = [t if t is None else t.detach() for t in tensors]
     dloss = None if dloss is None else dloss.to(D.real_of(dtype))
-    needs = (dx, dw, False)
-    code = DTYPE_CODES[dtype]
-    return _op(*tensors, None, None, labels, dloss, *options, *needs, code, accum_code, budget)[:3]
+    return _op(*tensors, labels, dloss, *options, *needs, DTYPE_CODES[dtype], accum_code, budget)
+
+
+def _run(x, weight, teacher_x, teacher_weight, *rest):
+    return _run_heads(x, weight, None, teacher_x, teacher_weight, None, *rest, False)[:3]
 
 
 def _arguments(
@@ -132,6 +149,42 @@ class LigerFusedLinearJSDFunction(torch.autograd.Function):
 def _forward_only(*args):
     tensors, options = _arguments(*args)
     return _run(*tensors, *options, None, False, False)[0]
+
+
+class _BiasedHeadsFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        return D.forward(ctx, _run_heads, args[:7], args[7:], 3)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return D.backward(ctx, grad_output)
+
+
+def fused_linear_jsd_of_biased_heads(
+    student_input,
+    student_weight,
+    student_bias,
+    teacher_input,
+    teacher_weight,
+    teacher_bias,
+    shift_labels,
+    *options,
+    memory_budget=None,
+):
+    """`LigerFusedLinearJSDFunction` for heads with biases or None, the student's differentiable.
+
+    options: jsd_beta, ignore_index, temperature.
+    """
+    heads = (student_input, student_weight, teacher_input, teacher_weight, shift_labels)
+    _, rest = _arguments(*heads, *options, memory_budget=memory_budget)
+    student, teacher = (
+        (student_input, student_weight, student_bias),
+        (teacher_input, teacher_weight, teacher_bias),
+    )
+    if D.wants_grad(*student):
+        return _BiasedHeadsFunction.apply(*student, *teacher, shift_labels, *rest)
+    return _run_heads(*student, *teacher, shift_labels, *rest, None, False, False, False)[0]
 
 
 def liger_fused_linear_jsd_apply(student_input, student_weight, *args):

@@ -13,6 +13,34 @@ VALUES = "test_within_eagers_error and not fp64 and not bf16"
 
 MUTANTS = [
     (
+        "distillation_hard_loss_of_weight_0",
+        FOLDER + "fused_linear_distillation.py",
+        "return f() if return_soft_hard_loss else None, 0.0",
+        "return f(), 0.0",
+        ["test/test_chunked_distillation.py", "-k", "weight_0"],
+    ),
+    (
+        "distillation_student_padded_by_its_last_row",
+        FOLDER + "fused_linear_distillation.py",
+        "head, bias = F.pad(head, (0, 0, 0, more)), ",
+        "head, bias = torch.cat((head, head[-more:])), ",
+        ["test/test_chunked_distillation.py", "-k", "larger_teacher"],
+    ),
+    (
+        "distillation_jsd_without_the_teachers_bias",
+        FOLDER + "jsd_loss.py",
+        "*student, *teacher, target",
+        "*student, *teacher[:2], None, target",
+        ["test/test_chunked_distillation.py", "-k", "base"],
+    ),
+    (
+        "distillation_cosine_of_ignored_rows",
+        FOLDER + "cosine_similarity_loss.py",
+        "if target is not None:",
+        "if False:",
+        ["test/test_chunked_distillation.py", "-k", "sum_over_rows"],
+    ),
+    (
         "dpo_average_over_all_positions",
         PREFERENCE,
         "lengths = valid.sum(-1).clamp(min=1)",

@@ -1,0 +1,272 @@
+"""The distillation losses of liger_kernel.chunked_loss are their equations, value and gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from liger_kernel import _check as C
+from liger_kernel.chunked_loss import (
+    LigerFusedLinearCosineSimilarityLoss,
+    LigerFusedLinearJSDLoss,
+    functional,
+)
+from liger_kernel.chunked_loss import fused_linear_distillation as base_module
+from liger_kernel.chunked_loss.cosine_similarity_loss import LigerFusedLinearCosineSimilarityFunction
+from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
+from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+from liger_kernel.ops._spec import OpSpec, Sample, T, upcast
+
+LOSSES = {"jsd": LigerFusedLinearJSDLoss, "cosine": LigerFusedLinearCosineSimilarityLoss}
+FUNCTIONS = {"jsd": LigerFusedLinearJSDFunction, "cosine": LigerFusedLinearCosineSimilarityFunction}
+TENSORS = ("x", "weight", "teacher_x", "teacher_weight", "labels", "bias", "teacher_bias")
+
+
+def divergence(kind, s, t, beta):
+    if kind == "cosine":
+        return beta * (1 - F.cosine_similarity(s, t, dim=-1))
+    x, y = s.log_softmax(-1), t.log_softmax(-1)
+    if beta == 0:
+        return (y.exp() * (y - x)).sum(-1)
+    if beta == 1:
+        return (x.exp() * (x - y)).sum(-1)
+    m = (beta * y.exp() + (1 - beta) * x.exp()).log()
+    return (beta * y.exp() * (y - m) + (1 - beta) * x.exp() * (x - m)).sum(-1)
+
+
+def logits_of(x, weight, bias):
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return upcast(F.linear(*(t if t is None else t.to(dtype) for t in (x, weight, bias))))
+
+
+def reference(kind):
+    def ref(
+        x,
+        weight,
+        teacher_x,
+        teacher_weight,
+        labels,
+        bias=None,
+        teacher_bias=None,
+        weight_hard_loss=0.5,
+        weight_soft_loss=0.5,
+        beta=0.5,
+        ignore_index=-100,
+        temperature=1.0,
+        chunk_size=1024,
+        memory_budget=None,
+    ):
+        s, t = logits_of(x, weight, bias), logits_of(teacher_x, teacher_weight, teacher_bias)
+        s, t, labels = s.flatten(0, -2), t.flatten(0, -2), labels.flatten()
+        valid = labels != ignore_index
+        n = valid.sum().clamp(min=1)
+        hard = F.cross_entropy(s, labels, ignore_index=ignore_index, reduction="sum") / n
+        s = F.pad(s, (0, t.shape[-1] - s.shape[-1]))
+        soft = divergence(kind, s / temperature, t / temperature, beta)[valid].sum() / n
+        return weight_hard_loss * hard + weight_soft_loss * soft, soft, hard
+
+    return ref
+
+
+def entry(kind):
+    def call(memory_budget=None, **args):
+        tensors = [args.pop(name, None) for name in TENSORS]
+        return LOSSES[kind](return_soft_hard_loss=True, memory_budget=memory_budget, **args)(*tensors)
+
+    return call
+
+
+def sample(name, n=(9,), h=16, th=11, v=45, more=0, biases=True, ignored=0.3, **options):
+    args = {
+        "x": T((*n, h)),
+        "weight": T((v, h), "w", scale=0.3),
+        "teacher_x": T((*n, th), grad=False),
+        "teacher_weight": T((v + more, th), "w", grad=False, scale=0.3),
+        "labels": T(n, "index", grad=False, high=v, ignored=ignored),
+    }
+    if biases:
+        args["bias"] = T((v,), "w", scale=0.3)
+        args["teacher_bias"] = T((v + more,), "w", grad=False, scale=0.3)
+    return Sample(name, {**args, **options})
+
+
+def spec_of(kind):
+    betas = (0.0, 0.1, 1.0) if kind == "jsd" else (0.2,)
+    samples = (
+        sample("base"),
+        sample("sequences", n=(2, 5), biases=False),
+        *(sample(f"beta_{beta}", beta=beta, temperature=2.0) for beta in betas),
+        sample("weights", weight_hard_loss=2.0, weight_soft_loss=0.3),
+        sample("larger_teacher", more=4),
+        sample("blocks", n=(29,), chunk_size=4, memory_budget=2 * 4 * 45 * 4),
+        sample("no_labels", ignored=1.0),
+    )
+    return OpSpec(
+        name=kind, fn=entry(kind), ref=reference(kind), samples=samples, ulps=8.0, grad_factor=3.0, gemm=True
+    )
+
+
+SPECS = {kind: spec_of(kind) for kind in LOSSES}
+ALL = pytest.mark.parametrize(
+    "spec, sample",
+    [(s, x) for s in SPECS.values() for x in s.samples],
+    ids=[f"{s.name}-{x.id}" for s in SPECS.values() for x in s.samples],
+)
+BOTH = pytest.mark.parametrize("kind", LOSSES)
+
+
+@ALL
+def test_within_eagers_error(spec, sample, device):
+    C.check(spec, sample, device, torch.float32)
+
+
+@pytest.mark.cpu_only
+@ALL
+def test_within_eagers_error_in_fp64(spec, sample):
+    C.check(spec, sample, "cpu", torch.float64)
+
+
+@pytest.mark.parametrize("x, w", (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp32")))
+@BOTH
+def test_within_eagers_error_in_16_bits(kind, x, w, device):
+    C.check(SPECS[kind], SPECS[kind].samples[0], device, C.DTYPES[x], C.DTYPES[w])
+
+
+@pytest.mark.cpu_only
+@BOTH
+def test_gradcheck(kind):
+    args = C.draw(sample("grad", n=(4,), h=3, th=4, v=5), "cpu", torch.float64)
+    leaves = C.leaves(args)
+    f = entry(kind)
+    assert torch.autograd.gradcheck(lambda *t: f(**{**args, **dict(zip(leaves, t))}), tuple(leaves.values()))
+
+
+@BOTH
+def test_frozen_arguments_change_no_other_gradient(kind, device):
+    whole = C.draw(SPECS[kind].samples[0], device)
+    entry(kind)(**whole)[0].backward()
+    for frozen in ("x", "weight", "bias"):
+        args = C.draw(SPECS[kind].samples[0], device)
+        args[frozen] = args[frozen].detach()
+        entry(kind)(**args)[0].backward()
+        for name, leaf in C.leaves(args).items():
+            torch.testing.assert_close(leaf.grad, whole[name].grad)
+
+
+@BOTH
+def test_no_grad_gives_the_same_loss(kind, device):
+    args = C.draw(SPECS[kind].samples[0], device)
+    with_grad = entry(kind)(**args)
+    with torch.no_grad():
+        without = entry(kind)(**args)
+    assert with_grad[0].requires_grad and not any(o.requires_grad for o in without)
+    torch.testing.assert_close(with_grad, without)
+
+
+@BOTH
+def test_function_takes_upstreams_positions(kind, device):
+    args = C.draw(SPECS[kind].samples[0], device)
+    tensors = [args[name] for name in TENSORS]
+    loss = LOSSES[kind](0.3, 0.7, 0.4, -100, 2.0)(*tensors)
+    for apply in (FUNCTIONS[kind].apply, getattr(functional, f"liger_fused_linear_{kind}")):
+        assert C.same_bits(apply(*tensors, 0.3, 0.7, 0.4, -100, 2.0, False, 1024, False), loss)
+    keywords = ("student_input", "student_weight", "teacher_input", "teacher_weight", "true_labels")
+    by_name = dict(zip((*keywords, "student_bias", "teacher_bias"), tensors))
+    assert C.same_bits(LOSSES[kind](0.3, 0.7, 0.4, temperature=2.0, compiled=False)(**by_name), loss)
+
+
+@BOTH
+def test_a_loss_of_weight_0_is_not_computed(kind, monkeypatch, device):
+    """So that TRL's purely soft loss pays for no cross entropy, and no NaN of it leaks."""
+    args = C.draw(SPECS[kind].samples[0], device)
+    tensors = [args[name] for name in TENSORS]
+    _, soft, hard = LOSSES[kind](return_soft_hard_loss=True)(*tensors)
+    calls = []
+    real = base_module.liger_fused_linear_cross_entropy_apply
+    monkeypatch.setattr(
+        base_module, "liger_fused_linear_cross_entropy_apply", lambda *a: calls.append(1) or real(*a)
+    )
+    torch.testing.assert_close(LOSSES[kind](0.0, 1.0)(*tensors), soft)
+    assert not calls
+    torch.testing.assert_close(LOSSES[kind](1.0, 0.0)(*tensors), hard)
+    whole, got_soft, got_hard = LOSSES[kind](0.0, 1.0, return_soft_hard_loss=True)(*tensors)
+    torch.testing.assert_close((whole, got_soft, got_hard), (soft, soft, hard))
+    assert got_soft.requires_grad and not got_hard.requires_grad
+    nothing = LOSSES[kind](0.0, 0.0)(*tensors)
+    nothing.backward()
+    assert nothing == 0 and not args["x"].grad.any()
+
+
+@BOTH
+def test_compiles_without_a_graph_break(kind, device):
+    runs = []
+    for compiled in (False, True):
+        args = C.draw(SPECS[kind].samples[0], device)
+        module = LOSSES[kind]()
+        run = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+        loss = run(*(args[name] for name in TENSORS))
+        loss.backward()
+        runs.append([loss, *(leaf.grad for leaf in C.leaves(args).values())])
+    for a, b in zip(*runs):
+        torch.testing.assert_close(a, b)
+
+
+@BOTH
+def test_distillation_loss_fn_is_a_sum_over_rows(kind, device):
+    s, t = (torch.randn(6, 9, generator=torch.Generator().manual_seed(i)).to(device) for i in (1, 2))
+    target = torch.tensor([1, 2, -100, 3, -100, 0], device=device)
+    rows = divergence(kind, s.double(), t.double(), 0.3).float()
+    fn = FUNCTIONS[kind].distillation_loss_fn
+    torch.testing.assert_close(fn(s, t, beta=0.3), rows.sum())
+    torch.testing.assert_close(fn(s, t, beta=0.3, target=target, ignore_index=-100), rows[target >= 0].sum())
+
+
+def test_a_loss_of_ones_own_on_the_base(device):
+    """Upstream's way to extend: a distillation_loss_fn, and forward by super()."""
+
+    class Own(LigerFusedLinearDistillationBase):
+        @staticmethod
+        def distillation_loss_fn(
+            student_logits, teacher_logits, target=None, ignore_index=None, beta=1.0, p=2
+        ):
+            rows = (student_logits - teacher_logits).abs().pow(p).sum(-1)
+            return beta * rows[target != ignore_index].sum()
+
+        @classmethod
+        def forward(cls, ctx, *tensors, p=2):
+            return super().forward(cls, ctx, *tensors, chunk_size=4, temperature=2.0, p=p)
+
+    args = C.draw(SPECS["jsd"].samples[0], device)
+    tensors = [args[name] for name in TENSORS]
+    loss = Own.apply(*tensors, p=3)
+    got = torch.autograd.grad(loss, list(C.leaves(args).values()))
+    s, t = F.linear(args["x"], args["weight"], args["bias"]), F.linear(*(tensors[i] for i in (2, 3, 6)))
+    valid = args["labels"] != -100
+    soft = 0.5 * ((s - t) / 2).abs().pow(3).sum(-1)[valid].mean()
+    expected = 0.5 * F.cross_entropy(s, args["labels"]) + 0.5 * soft
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(got, torch.autograd.grad(expected, list(C.leaves(args).values()))):
+        torch.testing.assert_close(a, b)
+
+    class Softer(LigerFusedLinearJSDFunction):
+        @staticmethod
+        def distillation_loss_fn(student_logits, teacher_logits, beta=0.5, target=None, ignore_index=-100):
+            return 0.0 * student_logits.sum()
+
+    torch.testing.assert_close(Softer.apply(*tensors), 0.5 * F.cross_entropy(s, args["labels"]))
+    with pytest.raises(NotImplementedError, match="distillation_loss_fn"):
+        LigerFusedLinearDistillationBase.distillation_loss_fn(s, t)
+
+
+@BOTH
+def test_errors_name_the_argument(kind):
+    args = C.draw(SPECS[kind].samples[0])
+    tensors = [args[name] for name in TENSORS]
+    with pytest.raises(ValueError, match="temperature is 0.0, expected a positive value"):
+        LOSSES[kind](temperature=0.0)
+    with pytest.raises(ValueError, match=r"student_input has shape \(9, 16\).*target \(8,\), expected"):
+        LOSSES[kind]()(*tensors[:4], tensors[4][:8])
+    with pytest.raises(ValueError, match=r"teacher_weight has shape \(40, 11\), expected at least 45 rows"):
+        LOSSES[kind]()(*tensors[:3], tensors[3][:40], tensors[4])
+    if kind == "jsd":
+        with pytest.raises(ValueError, match=r"beta is 2.0, expected a value in \[0, 1\]"):
+            LOSSES[kind](beta=2.0)
