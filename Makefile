@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 endif
 
-.PHONY: demo test test-cuda test-downstream lint format check bench mutants wheel clean build
+.PHONY: demo test test-cuda test-downstream lint format check bench sweep pages size mutants wheel clean build
 
 demo: build
 	$(PY) examples/train_llama/train.py --device $(DEVICE) $(ARGS)
@@ -42,6 +42,7 @@ lint: build
 	git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs $(dir $(shell command -v $(PY)))clang-format --dry-run -Werror
 	$(PY) tools/lint.py
 	$(PY) -m benchmark.operators_page --check
+	$(PY) -m benchmark.performance_page --check
 
 format: $(READY)
 	-$(PY) -m ruff check --fix --quiet .
@@ -50,8 +51,22 @@ format: $(READY)
 check: $(READY)
 	$(PY) test/c/run.py --sanitize
 
+# make bench DEVICE=cuda OPS=rms_norm,rope; one that was interrupted goes on where it stopped
 bench: build
-	$(PY) -m benchmark.run --device $(DEVICE) $(ARGS)
+	$(PY) -m benchmark.run --device $(DEVICE) $(if $(OPS),--ops $(OPS)) $(ARGS)
+
+sweep: build
+	$(PY) -m benchmark.sweep --device $(DEVICE) $(if $(OPS),--ops $(OPS)) $(ARGS)
+
+# README's tables, docs/operators.md, docs/performance.md with its charts: after new results, specs or docstrings
+pages: build
+	$(PY) -m benchmark.readme_table
+	$(PY) -m benchmark.operators_page
+	$(PY) -m benchmark.performance_page
+
+# the libraries for every architecture of a release, which takes nvcc long; fails at 40 MB
+size: $(READY)
+	$(PY) tools/size.py
 
 mutants: build
 	$(PY) test/mutants/run.py --device $(DEVICE) $(ARGS)

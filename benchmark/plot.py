@@ -45,30 +45,34 @@ def ops(rows, path):
     latest = defaultdict(dict)
     for row in rows:
         if row.get("floor_full_ms"):
-            case = latest[f"{row['op']} {row['case']} {row['dtype'].replace('bfloat', 'bf')}"]
+            name = row["op"] if row["op"] == row["case"] else f"{row['op']} {row['case']}"
+            case = latest[f"{name} {row['dtype'].replace('float', 'fp').replace('bfp', 'bf')}"]
             case[row["impl"]] = milliseconds(row) / row["floor_full_ms"]
     if not latest:
         return "nothing to plot"
     if (plt := pyplot()) is None:
         return "needs matplotlib"
-    impls = [i for i in COLOURS if any(i in case for case in latest.values())]
-    n = len(latest)
-    figure, ax = plt.subplots(figsize=(9, 1.5 + 0.12 * n * (len(impls) + 1)), layout="constrained")
-    height = 0.85 / len(impls)
-    for i, impl in enumerate(impls):
-        places = [(y, case[impl]) for y, case in enumerate(latest.values()) if impl in case]
-        y = [place + (i - (len(impls) - 1) / 2) * height for place, _ in places]
-        bars = ax.barh(y, [x for _, x in places], height, color=COLOURS[impl], label=NAMES.get(impl, impl))
-        ax.bar_label(bars, fmt="%.3g", fontsize=6, padding=1)
+    bars, ticks, y = defaultdict(list), [], 0.0  # a case takes as many lines as it has bars
+    for case in latest.values():
+        impls = [i for i in COLOURS if i in case]
+        for i, impl in enumerate(impls):
+            bars[impl].append((y + i, case[impl]))
+        ticks.append(y + (len(impls) - 1) / 2)
+        y += len(impls) + 0.7
+    figure, ax = plt.subplots(figsize=(9, 1.2 + 0.14 * y), layout="constrained")
+    for impl in [i for i in COLOURS if i in bars]:
+        drawn = ax.barh(*zip(*bars[impl]), 0.9, color=COLOURS[impl], label=NAMES.get(impl, impl))
+        ax.bar_label(drawn, fmt="%.2f", fontsize=6, padding=1)
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log")
     ax.set_xlim(left=0.7)
-    ticks = [t for t in (1, 2, 3, 5, 10, 20, 50) if t <= 1.2 * max(max(c.values()) for c in latest.values())]
-    ax.set_xticks(ticks, ticks)
+    most = max(max(case.values()) for case in latest.values())
+    marks = [t for t in (1, 2, 3, 5, 10, 20, 50) if t <= 1.2 * most]
+    ax.set_xticks(marks, marks)
     ax.minorticks_off()
-    ax.set_yticks(range(n), latest, fontsize=7)
-    ax.set_ylim(n - 0.4, -0.6)
-    ax.set_xlabel("time / floor, forward + backward: 1 is the limit, shorter is better")
+    ax.set_yticks(ticks, latest, fontsize=7)
+    ax.set_ylim(y - 0.2, -1)
+    ax.set_xlabel("time / floor, forward + backward: 1 is the limit, shorter is better", fontsize=8)
     ax.set_title(f"{rows[-1]['machine']}, torch {rows[-1]['torch']}", fontsize=9)
     ax.legend(fontsize=8)
     return save(plt, figure, path)
@@ -134,11 +138,14 @@ def against(rows, axis, path):
         _lines(time, part, milliseconds)
         if not _lines(memory, part, lambda r: r.get("peak_mib")):
             memory.text(0.5, 0.5, "not measured", ha="center", transform=memory.transAxes)
-        for ax, what in ((time, "ms, forward + backward"), (memory, "peak MiB beyond the inputs")):
+        for ax, what in ((time, "ms, forward + backward"), (memory, "peak MiB beyond inputs")):
             _sizes(ax, part)
-            ax.set_yscale("log")
-            ax.set_xlabel(axis)
-            ax.set_title(f"{' '.join(name)}: {what}", fontsize=8)
+            ax.set_yscale("log", base=2)
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.set_xlabel(axis, fontsize=8)
+            ax.set_ylabel(what, fontsize=8)
+            ax.tick_params(labelsize=7)
+            ax.set_title(" ".join(name), fontsize=8)
         time.legend(fontsize=8)
     figure.suptitle(f"{rows[-1]['machine']}, torch {rows[-1]['torch']}", fontsize=9)
     return save(plt, figure, path)
