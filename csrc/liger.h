@@ -167,6 +167,27 @@ LIGER_API liger_status liger_cross_entropy_count_cuda(const liger_cross_entropy_
 LIGER_API liger_status liger_cross_entropy_cpu(const liger_cross_entropy_args *a, int64_t row_begin,
                                                int64_t row_end);
 LIGER_API liger_status liger_cross_entropy_cuda(const liger_cross_entropy_args *a, void *stream);
+
+/* The same where a row's logits exist one part of n_part columns at a time: the statistics of every part in turn,
+ * then the outputs, then the gradient of any part. */
+enum { LIGER_CE_STATE = 6, LIGER_CE_STATE_MAX_COLS = 1 << 24 }; /* the state holds an index in fp32 */
+typedef struct {
+  liger_cross_entropy_args rows; /* X, dX: (n_rows, n_part) of the part; n_cols: of whole rows */
+  void *state;                   /* (n_rows, LIGER_CE_STATE) real; the part with first_col 0 begins it */
+  int64_t first_col, n_part;
+} liger_cross_entropy_part_args;
+LIGER_API liger_status liger_cross_entropy_part_stats_cpu(const liger_cross_entropy_part_args *p,
+                                                          int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_cross_entropy_part_finish_cpu(const liger_cross_entropy_part_args *p,
+                                                           int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_cross_entropy_part_grad_cpu(const liger_cross_entropy_part_args *p,
+                                                         int64_t row_begin, int64_t row_end);
+LIGER_API liger_status liger_cross_entropy_part_stats_cuda(const liger_cross_entropy_part_args *p,
+                                                           void *stream);
+LIGER_API liger_status liger_cross_entropy_part_finish_cuda(const liger_cross_entropy_part_args *p,
+                                                            void *stream);
+LIGER_API liger_status liger_cross_entropy_part_grad_cuda(const liger_cross_entropy_part_args *p,
+                                                          void *stream);
 /* the first row whose target is neither ignore_index nor in [0, n_cols), or -1 */
 LIGER_API int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_stride,
                                                     int64_t n_rows, int64_t n_cols, int64_t ignore_index);
@@ -205,7 +226,7 @@ LIGER_API liger_status liger_scale_grad_cuda(const liger_scale_grad_args *a, voi
  * into dlogits. The plan says how the work is cut. It depends on its arguments alone, so it can be tested,
  * printed and predicted. */
 typedef enum { LIGER_TOKEN_BLOCKS = 0, LIGER_VOCAB_BLOCKS = 1 } liger_loop_order;
-enum { LIGER_ACCUM_AUTO = -1 };
+enum { LIGER_ACCUM_AUTO = -1, LIGER_ORDER_AUTO = -1 };
 
 typedef struct {
   int64_t n_rows, hidden_size, vocab_size; /* X (n_rows, hidden_size), W (vocab_size, hidden_size) */
@@ -214,15 +235,19 @@ typedef struct {
   int needs_dx, needs_dw, on_gpu;
   int accum; /* a liger_dtype that the caller insists on for dW, or LIGER_ACCUM_AUTO */
   liger_dtype compute_dtype, w_dtype;
+  int loop_order; /* what the caller can do: a liger_loop_order, or LIGER_ORDER_AUTO: the cheaper */
+  liger_dtype x_dtype;
 } liger_linear_loss_plan_args;
 
 typedef struct {
   int loop_order; /* liger_loop_order */
   int64_t block_rows, n_blocks;
-  int64_t block_bytes;     /* the block's logits, and their fp32 copy where widen_block */
-  int64_t accum_bytes;     /* dW's accumulator, where it is not the gradient itself */
+  int64_t block_bytes; /* the block's logits, and their fp32 copy where widen_block */
+  int64_t accum_bytes; /* the accumulator of dW (of dX: vocabulary blocks), where it is not the gradient */
   liger_dtype accum_dtype; /* what dW is added up in */
   int widen_block;         /* dlogits are copied to fp32 for the dW product, which then rounds nothing */
+  int64_t block_cols;      /* vocab_size for blocks of tokens */
+  double seconds;          /* what the cost model says of the whole loop */
 } liger_linear_loss_plan_result;
 
 LIGER_API liger_status liger_linear_loss_plan(const liger_linear_loss_plan_args *a,

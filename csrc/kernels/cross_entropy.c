@@ -7,7 +7,8 @@
  * Plan            a row passes in tiles that stay in L1, once for the softmax statistics and once more for
  *                 the gradient. Where dX can hold what the first pass computed (dX is `real`, no softcap, a
  *                 row that L2 holds), that pass leaves the exponentials there, relative to the maximum so
- *                 far, and the second only scales them; else it computes them anew from the logits in L2
+ *                 far, and the second only scales them; else it computes them anew from the logits in L2.
+ *                 Rows in parts: the same steps, what a pass found kept in `state` between them
  * Source          label smoothing arXiv:1512.00567; z-loss arXiv:2204.02311; softcap arXiv:2408.00118;
  * online softmax arXiv:1805.02867 */
 #include "primitives.h"
@@ -20,7 +21,7 @@ enum {
 /* what the forward pass over one row found */
 typedef struct {
   softmax_state softmax;
-  real wz;           /* sum_i w_i (z_i - ref(m)), for label smoothing alone */
+  real wz, w;        /* sum_i w_i (z_i - ref(m)), sum_i w_i; for label smoothing alone */
   int64_t argmax;    /* the smallest index at a tie */
   real max[CE_KEPT]; /* of all columns up to a tile's end, where dX holds the tile's e^(z - max) */
 } row_stats;
@@ -38,45 +39,54 @@ static const real *view_logits(const liger_cross_entropy_args *a, int64_t row, i
   return buf;
 }
 
+static void begin_row(row_stats *s) {
+  s->softmax = softmax_empty;
+  s->wz = s->w = 0;
+  s->argmax = 0;
+}
+
+/* s with the n logits z that begin at column c; e, or NULL: where their exponentials go, and may lie over them */
+LIGER_INLINE void read_tile(const liger_cross_entropy_args *a, const real *z, int64_t c, int64_t n,
+                            int want_argmax, real *e, row_stats *s) {
+  const real m_before = s->softmax.m, m = max_row(m_before, z, n), ref = softmax_ref(m);
+  if (want_argmax && m > m_before) {
+    int64_t i = 0;
+    while (z[i] != m) i++;
+    s->argmax = c + i;
+  }
+  if (a->label_smoothing != 0) { /* relative to the maximum, so that logits around 1e4 do not cancel */
+    const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
+    real wz = 0, w_tile = 0;
+    if (w) {
+#pragma omp simd reduction(+ : wz, w_tile)
+      for (int64_t i = 0; i < n; i++) {
+        wz += w[i] == 0 ? 0 : w[i] * (z[i] - ref); /* a class without weight may be masked by -inf */
+        w_tile += w[i];
+      }
+    } else {
+#pragma omp simd reduction(+ : wz)
+      for (int64_t i = 0; i < n; i++) wz += z[i] - ref;
+      w_tile = (real)n;
+    }
+    s->wz += wz - s->w * (ref - softmax_ref(m_before));
+    s->w += w_tile;
+  }
+  s->softmax = softmax_add(s->softmax, z, e, n, m);
+}
+
 /* keep: the exponentials go to dX */
 static void read_row(const liger_cross_entropy_args *a, int64_t row, int want_argmax, int keep,
                      row_stats *s) {
   real buf[CE_TILE];
-  s->softmax = softmax_empty;
-  s->wz = 0;
-  s->argmax = 0;
-  real w_before = 0; /* the weights of the columns that wz holds */
+  begin_row(s);
   for (int64_t c = 0; c < a->n_cols; c += CE_TILE) {
     const int64_t n = a->n_cols - c < CE_TILE ? a->n_cols - c : CE_TILE;
-    const real *const z = view_logits(a, row, c, n, buf), m_before = s->softmax.m;
-    const real m = max_row(m_before, z, n), ref = softmax_ref(m);
-    if (want_argmax && m > m_before) {
-      int64_t i = 0;
-      while (z[i] != m) i++;
-      s->argmax = c + i;
-    }
-    if (a->label_smoothing != 0) { /* relative to the maximum, so that logits around 1e4 do not cancel */
-      const real *restrict w = a->weight ? (const real *)a->weight + c : NULL;
-      real wz = 0, w_tile = 0;
-      if (w) {
-#pragma omp simd reduction(+ : wz, w_tile)
-        for (int64_t i = 0; i < n; i++) {
-          wz += w[i] == 0 ? 0 : w[i] * (z[i] - ref); /* a class without weight may be masked by -inf */
-          w_tile += w[i];
-        }
-      } else {
-#pragma omp simd reduction(+ : wz)
-        for (int64_t i = 0; i < n; i++) wz += z[i] - ref;
-        w_tile = (real)n;
-      }
-      s->wz += wz - w_before * (ref - softmax_ref(m_before));
-      w_before += w_tile;
-    }
-    if (keep) { /* last: dX may be X */
-      s->softmax = softmax_add(s->softmax, z, (real *)a->dX + row * a->dX_row_stride + c, n, m);
-      s->max[c / CE_TILE] = m;
+    const real *const z = view_logits(a, row, c, n, buf);
+    if (keep) {
+      read_tile(a, z, c, n, want_argmax, (real *)a->dX + row * a->dX_row_stride + c, s);
+      s->max[c / CE_TILE] = s->softmax.m;
     } else {
-      s->softmax = softmax_add(s->softmax, z, NULL, n, m);
+      read_tile(a, z, c, n, want_argmax, NULL, s);
     }
   }
 }
@@ -139,48 +149,142 @@ static void write_gradient(const liger_cross_entropy_args *a, int64_t row, int64
   }
 }
 
-liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int64_t row_begin,
-                                         int64_t row_end) {
+/* what the gradient of a row is made of; see write_gradient */
+typedef struct {
+  real p_scale, w_scale, dz_y;
+  int dead; /* nothing but -inf: no probabilities, no gradient */
+} row_factors;
+
+/* From the statistics of a row and its target's logit. write: the row's outputs too */
+static row_factors finish_row(const liger_cross_entropy_args *a, int64_t row, int64_t y, const row_stats *s,
+                              real z_y, int write) {
   const real *const stats = (const real *)a->stats;
   const real ce_scale = stats[LIGER_CE_SCALE], z_scale = stats[LIGER_CE_Z_SCALE],
              w_sum = stats[LIGER_CE_W_SUM];
   const real smoothing = (real)a->label_smoothing, each = smoothing / (real)a->n_cols;
+  const real w_y = a->weight ? ((const real *)a->weight)[y] : 1;
+  row_factors f = {0, 0, 0, s->softmax.m == -INFINITY && s->softmax.d == 0};
+  const real log_d = log_real(s->softmax.d), ref = softmax_ref(s->softmax.m), lse = s->softmax.m + log_d;
+  /* differences to the maximum first: exact where the logits are large */
+  const real log_p = f.dead || z_y == -INFINITY ? -INFINITY : (z_y - ref) - log_d;
+  const real hard = (1 - smoothing) * w_y, t = a->token_scaling ? exp_real(log_p) : 1;
+  if (write) {
+    real ce = hard == 0 ? 0 : -hard * log_p; /* a coefficient of 0 wins over an infinite loss */
+    if (each != 0) ce += f.dead ? INFINITY : each * (w_sum * log_d - s->wz);
+    const real z_loss = a->lse_square_scale == 0 ? 0 : z_scale * (real)a->lse_square_scale * lse * lse;
+    ((real *)a->loss)[row] = t == 0 ? 0 : t * ((ce_scale == 0 ? 0 : ce_scale * ce) + z_loss);
+    if (a->z_loss) ((real *)a->z_loss)[row] = t == 0 ? 0 : t * z_loss;
+    if (a->accuracy) ((real *)a->accuracy)[row] = s->argmax == y;
+    if (a->predicted) a->predicted[row] = s->argmax;
+  }
+  if (!a->dX || f.dead) return f;
+  const real g = a->row_grad ? ((const real *)a->row_grad)[row * a->row_grad_stride] : 1;
+  const real scale = g * t * ce_scale, z_grad = g * t * z_scale * 2 * (real)a->lse_square_scale * lse;
+  const real p_y = exp_real(log_p);
+  f.p_scale = scale * (hard + each * w_sum) + z_grad;
+  f.w_scale = scale * each;
+  /* p - 1 as one difference, before any factor */
+  f.dz_y = scale * (hard * (p_y - 1) + each * (w_sum * p_y - w_y)) + z_grad * p_y;
+  return f;
+}
+
+static int is_class(const liger_cross_entropy_args *a, int64_t y) {
+  return y != a->ignore_index && y >= 0 && y < a->n_cols;
+}
+
+liger_status LIGER_KERNEL(cross_entropy)(const liger_cross_entropy_args *a, int64_t row_begin,
+                                         int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; row++) {
     const int64_t y = a->target[row * a->target_stride];
-    if (y == a->ignore_index || y < 0 || y >= a->n_cols) {
+    if (!is_class(a, y)) {
       fill_row(a, row, y == a->ignore_index ? 0 : NAN);
       continue;
     }
     real buf = 0;
     const real z_y = *view_logits(a, row, y, 1, &buf); /* before dX, which may lie over X, is written */
-    const real w_y = a->weight ? ((const real *)a->weight)[y] : 1;
     const int keep = a->dX && a->x_dtype == LIGER_REAL && a->softcap == 0 && a->n_cols <= CE_KEPT * CE_TILE;
     row_stats s;
     read_row(a, row, a->accuracy || a->predicted, keep, &s);
-    const int dead = s.softmax.m == -INFINITY &&
-                     s.softmax.d == 0; /* nothing but -inf: no probabilities, no gradient */
-    const real log_d = log_real(s.softmax.d), ref = softmax_ref(s.softmax.m), lse = s.softmax.m + log_d;
-    /* differences to the maximum first: exact where the logits are large */
-    const real log_p = dead || z_y == -INFINITY ? -INFINITY : (z_y - ref) - log_d;
-    const real hard = (1 - smoothing) * w_y, t = a->token_scaling ? exp_real(log_p) : 1;
-    real ce = hard == 0 ? 0 : -hard * log_p; /* a coefficient of 0 wins over an infinite loss */
-    if (each != 0) ce += dead ? INFINITY : each * (w_sum * log_d - s.wz);
-    const real z_loss = a->lse_square_scale == 0 ? 0 : z_scale * (real)a->lse_square_scale * lse * lse;
-    ((real *)a->loss)[row] = t == 0 ? 0 : t * ((ce_scale == 0 ? 0 : ce_scale * ce) + z_loss);
-    if (a->z_loss) ((real *)a->z_loss)[row] = t == 0 ? 0 : t * z_loss;
-    if (a->accuracy) ((real *)a->accuracy)[row] = s.argmax == y;
-    if (a->predicted) a->predicted[row] = s.argmax;
+    const row_factors f = finish_row(a, row, y, &s, z_y, 1);
     if (!a->dX) continue;
-    if (dead) {
-      fill_gradient(a, row, 0);
+    if (f.dead) fill_gradient(a, row, 0);
+    else write_gradient(a, row, y, &s, keep, f.p_scale, f.w_scale, f.dz_y);
+  }
+  return LIGER_OK;
+}
+
+/* ---- rows in parts --------------------------------------------------------------------------------------- */
+enum { STATE_M, STATE_D, STATE_WZ, STATE_W, STATE_ARGMAX, STATE_Z_Y };
+
+static real *state_of(const liger_cross_entropy_part_args *p, int64_t row) {
+  return (real *)p->state + row * LIGER_CE_STATE;
+}
+static void load_state(const real *from, row_stats *s) {
+  s->softmax = (softmax_state){from[STATE_M], from[STATE_D]};
+  s->wz = from[STATE_WZ];
+  s->w = from[STATE_W];
+  s->argmax = (int64_t)from[STATE_ARGMAX];
+}
+
+liger_status LIGER_KERNEL(cross_entropy_part_stats)(const liger_cross_entropy_part_args *p, int64_t row_begin,
+                                                    int64_t row_end) {
+  const liger_cross_entropy_args *const a = &p->rows;
+  real buf[CE_TILE];
+  for (int64_t row = row_begin; row < row_end; row++) {
+    const int64_t y = a->target[row * a->target_stride], y_here = y - p->first_col;
+    if (!is_class(a, y)) continue;
+    real *const state = state_of(p, row);
+    row_stats s;
+    if (p->first_col) load_state(state, &s);
+    else begin_row(&s);
+    for (int64_t c = 0; c < p->n_part; c += CE_TILE) {
+      const int64_t n = p->n_part - c < CE_TILE ? p->n_part - c : CE_TILE;
+      read_tile(a, view_logits(a, row, c, n, buf), p->first_col + c, n, a->accuracy || a->predicted, NULL,
+                &s);
+    }
+    state[STATE_M] = s.softmax.m;
+    state[STATE_D] = s.softmax.d;
+    state[STATE_WZ] = s.wz;
+    state[STATE_W] = s.w;
+    state[STATE_ARGMAX] = (real)s.argmax;
+    if (y_here >= 0 && y_here < p->n_part) state[STATE_Z_Y] = *view_logits(a, row, y_here, 1, buf);
+  }
+  return LIGER_OK;
+}
+
+liger_status LIGER_KERNEL(cross_entropy_part_finish)(const liger_cross_entropy_part_args *p,
+                                                     int64_t row_begin, int64_t row_end) {
+  liger_cross_entropy_args a = p->rows;
+  a.dX = NULL; /* outputs alone */
+  for (int64_t row = row_begin; row < row_end; row++) {
+    const int64_t y = a.target[row * a.target_stride];
+    if (!is_class(&a, y)) {
+      fill_row(&a, row, y == a.ignore_index ? 0 : NAN);
       continue;
     }
-    const real g = a->row_grad ? ((const real *)a->row_grad)[row * a->row_grad_stride] : 1;
-    const real scale = g * t * ce_scale, z_grad = g * t * z_scale * 2 * (real)a->lse_square_scale * lse;
-    const real p_y = exp_real(log_p);
-    /* p - 1 as one difference, before any factor */
-    const real dz_y = scale * (hard * (p_y - 1) + each * (w_sum * p_y - w_y)) + z_grad * p_y;
-    write_gradient(a, row, y, &s, keep, scale * (hard + each * w_sum) + z_grad, scale * each, dz_y);
+    row_stats s;
+    load_state(state_of(p, row), &s);
+    finish_row(&a, row, y, &s, state_of(p, row)[STATE_Z_Y], 1);
+  }
+  return LIGER_OK;
+}
+
+liger_status LIGER_KERNEL(cross_entropy_part_grad)(const liger_cross_entropy_part_args *p, int64_t row_begin,
+                                                   int64_t row_end) {
+  const liger_cross_entropy_args *const a = &p->rows;
+  liger_cross_entropy_args part = *a; /* the part as if it were a row */
+  part.n_cols = p->n_part;
+  if (a->weight) part.weight = (const real *)a->weight + p->first_col;
+  for (int64_t row = row_begin; row < row_end; row++) {
+    const int64_t y = a->target[row * a->target_stride];
+    row_stats s;
+    row_factors f = {0, 0, 0, 1};
+    if (is_class(a, y)) {
+      load_state(state_of(p, row), &s);
+      f = finish_row(a, row, y, &s, state_of(p, row)[STATE_Z_Y], 0);
+    }
+    if (f.dead) fill_gradient(&part, row, is_class(a, y) || y == a->ignore_index ? 0 : NAN);
+    else write_gradient(&part, row, y - p->first_col, &s, 0, f.p_scale, f.w_scale, f.dz_y);
   }
   return LIGER_OK;
 }
@@ -217,4 +321,7 @@ int64_t liger_cross_entropy_bad_label_cpu(const int64_t *target, int64_t target_
 }
 #endif
 LIGER_CPU_ENTRY(cross_entropy, liger_cross_entropy_args, x_dtype);
+LIGER_CPU_ENTRY(cross_entropy_part_stats, liger_cross_entropy_part_args, rows.x_dtype);
+LIGER_CPU_ENTRY(cross_entropy_part_finish, liger_cross_entropy_part_args, rows.x_dtype);
+LIGER_CPU_ENTRY(cross_entropy_part_grad, liger_cross_entropy_part_args, rows.x_dtype);
 LIGER_CPU_ENTRY(cross_entropy_count, liger_cross_entropy_count_args, x_dtype);

@@ -15,15 +15,6 @@
 #include "row_pass.cuh"
 
 namespace {
-template <bool FULL, class State, typename T, int U, int N>
-__device__ __forceinline__ void ce_push_vectors(State &s, const ce_params &p, const vec<T, N> (&x)[U],
-                                                int64_t col, int64_t step) {
-  float z[U][N];
-#pragma unroll
-  for (int u = 0; u < U; u++) ce_logits<FULL>(z[u], x[u], p);
-  ce_push(s, p, z, col, step);
-}
-
 /* N 1: rows of X and dX that are not cut alike */
 template <typename T, int N, bool FULL>
 __global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_params p) {
@@ -152,27 +143,7 @@ extern "C" liger_status liger_cross_entropy_cuda(const liger_cross_entropy_args 
   const gpu_stream stream = (gpu_stream)stream_;
   if (a->n_rows == 0) return LIGER_OK;
   if (a->n_rows > GPU_MAX_GRID) return LIGER_ERR_SIZE;
-  const ce_params p = {(float *)a->loss,
-                       (float *)a->z_loss,
-                       (float *)a->accuracy,
-                       a->predicted,
-                       a->dX,
-                       a->X,
-                       a->target,
-                       (const float *)a->weight,
-                       (const float *)a->stats,
-                       (const float *)a->row_grad,
-                       a->n_rows,
-                       a->n_cols,
-                       a->X_row_stride,
-                       a->dX_row_stride,
-                       a->target_stride,
-                       a->row_grad_stride,
-                       a->ignore_index,
-                       (float)a->label_smoothing,
-                       (float)a->lse_square_scale,
-                       (float)a->softcap,
-                       a->token_scaling != 0};
+  const ce_params p = ce_params_of(a);
   liger_status status = LIGER_OK;
   if (liger_internal_cross_entropy_ring(p, a->x_dtype, stream, &status)) return status;
   const bool full = ce_is_full(p);

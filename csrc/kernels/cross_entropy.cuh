@@ -17,6 +17,30 @@ struct ce_params {
   bool token_scaling;
 };
 
+static inline ce_params ce_params_of(const liger_cross_entropy_args *a) {
+  return {(float *)a->loss,
+          (float *)a->z_loss,
+          (float *)a->accuracy,
+          a->predicted,
+          a->dX,
+          a->X,
+          a->target,
+          (const float *)a->weight,
+          (const float *)a->stats,
+          (const float *)a->row_grad,
+          a->n_rows,
+          a->n_cols,
+          a->X_row_stride,
+          a->dX_row_stride,
+          a->target_stride,
+          a->row_grad_stride,
+          a->ignore_index,
+          (float)a->label_smoothing,
+          (float)a->lse_square_scale,
+          (float)a->softcap,
+          a->token_scaling != 0};
+}
+
 /* Whether the kernels need the code for label smoothing, softcap and argmax, which costs registers and time. */
 static inline bool ce_is_full(const ce_params &p) {
   return p.smoothing != 0.0f || p.softcap != 0.0f || p.accuracy || p.predicted;
@@ -208,6 +232,15 @@ __device__ __forceinline__ void ce_push(State &s, const ce_params &p, const floa
 #pragma unroll
   for (int u = 1; u < U; u++) d[0] += d[u];
   s.d += d[0];
+}
+
+template <bool FULL, class State, typename T, int U, int N>
+__device__ __forceinline__ void ce_push_vectors(State &s, const ce_params &p, const vec<T, N> (&x)[U],
+                                                int64_t col, int64_t step) {
+  float z[U][N];
+#pragma unroll
+  for (int u = 0; u < U; u++) ce_logits<FULL>(z[u], x[u], p);
+  ce_push(s, p, z, col, step);
 }
 
 /* ---- what follows from the statistics of a row ------------------------------------------------------------------------------ */

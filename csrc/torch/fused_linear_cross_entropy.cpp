@@ -8,6 +8,33 @@ using liger::Arg;
 using torch::stable::Tensor;
 
 namespace {
+// Statistics part by part of the vocabulary, then the outputs, then the gradients from the last part to the first.
+void by_vocabulary(const char *op, liger::LinearLoss &head, const liger::CrossEntropy &ce,
+                   const liger_cross_entropy_args &all, bool any_gradient, const liger::Scope &scope) {
+  const int64_t sizes[2] = {head.n_rows, LIGER_CE_STATE};
+  const Tensor state = liger::empty(sizes, 2, ce.real, ce.x);
+  liger_cross_entropy_part_args p{};
+  p.rows = all;
+  p.state = liger::ptr(state);
+  const auto set = [&](const liger::LogitsPart &part) {
+    p.first_col = part.first;
+    p.n_part = p.rows.X_row_stride = p.rows.dX_row_stride = part.n_cols;
+    p.rows.X = part.ptr;
+    p.rows.dX = any_gradient ? part.ptr : nullptr;
+  };
+  for (int64_t b = 0; b < head.plan.n_blocks; b++) {
+    set(head.part_logits(b));
+    liger::launch(op, LIGER_FN(cross_entropy_part_stats), p, scope, head.n_rows, p.n_part);
+  }
+  liger::launch(op, LIGER_FN(cross_entropy_part_finish), p, scope, head.n_rows, 64);
+  for (int64_t b = head.plan.n_blocks; any_gradient && b-- > 0;) {
+    const liger::LogitsPart part = head.part_logits(b, b == head.plan.n_blocks - 1);
+    set(part);
+    liger::launch(op, LIGER_FN(cross_entropy_part_grad), p, scope, head.n_rows, p.n_part);
+    head.part_gradients(part);
+  }
+}
+
 // loss, z_loss, accuracy, predicted, dx, dweight, dbias; (0,) where not wanted. dloss: the incoming gradient,
 // () or, for reduction none, (n_rows,); without it the gradients are those of the loss itself.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_cross_entropy(
@@ -15,7 +42,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_
     const std::optional<Tensor> &ce_weight, const std::optional<Tensor> &dloss, int64_t ignore_index,
     double lse_square_scale, double label_smoothing, int64_t reduction, double softcap, bool token_scaling,
     bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw, bool needs_dbias,
-    int64_t compute_dtype, int64_t accum_dtype, int64_t chunk_mem_const, int64_t memory_budget) {
+    int64_t compute_dtype, int64_t accum_dtype, int64_t chunk_mem_const, int64_t loop_order,
+    int64_t memory_budget) {
   const char *op = "fused_linear_cross_entropy";
   const Arg x(x_, "x"), w(weight_, "weight");
   liger::check_device(op, w, x);
@@ -39,6 +67,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_
                 ", expected a dtype code of liger.h that this device has");
   if (accum_dtype < LIGER_ACCUM_AUTO || accum_dtype > LIGER_F64)
     liger::fail(op, "accum_dtype is ", accum_dtype, ", expected -1 or a dtype code of liger.h");
+  if (loop_order < LIGER_ORDER_AUTO || loop_order > LIGER_VOCAB_BLOCKS)
+    liger::fail(op, "loop_order is ", loop_order,
+                ", expected -1 (the cheaper), 0 (tokens) or 1 (vocabulary)");
   if (memory_budget < 0)
     liger::fail(op, "memory_budget is ", memory_budget, ", expected a number of bytes, not negative");
   const auto compute = (liger_dtype)compute_dtype;
@@ -56,7 +87,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_
     auto [loss, z, acc, pred, dx, dw, db] = fused_linear_cross_entropy(
         live.gather(x), weight_, live.gather(ce.target), bias_, ce_weight, live_dloss, ignore_index,
         lse_square_scale, label_smoothing, reduction, softcap, token_scaling, z_loss, accuracy, predicted,
-        needs_dx, needs_dw, needs_dbias, compute_dtype, accum_dtype, chunk_mem_const, memory_budget);
+        needs_dx, needs_dw, needs_dbias, compute_dtype, accum_dtype, chunk_mem_const, loop_order,
+        memory_budget);
     const auto put_back = [&](const Tensor &t, bool wanted, int fill = 0) {
       return wanted ? live.scatter(t, fill) : t;
     };
@@ -80,11 +112,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_
     return a;
   }();
   liger::LinearLoss head(op, x, w, bias, compute, {needs_dx, needs_dw, needs_dbias && bias}, (int)accum_dtype,
-                         memory_budget, chunk_mem_const, scope);
+                         memory_budget, chunk_mem_const, scope, std::nullopt, (int)loop_order);
   const bool any_gradient = head.want.dx || head.want.dw || head.want.dbias;
   const int64_t real_size = compute == LIGER_F64 ? 8 : 4;
   auto row = [](void *p, int64_t first, int64_t size) { return p ? (char *)p + first * size : nullptr; };
-  for (int64_t b = 0; b < head.plan.n_blocks; b++) {
+  if (head.by_vocabulary()) by_vocabulary(op, head, ce, all, any_gradient, scope);
+  for (int64_t b = 0; b < head.plan.n_blocks && !head.by_vocabulary(); b++) {
     const liger::LogitsBlock block = head.logits(b);
     liger_cross_entropy_args a = all;
     a.loss = row(all.loss, block.first, real_size);
@@ -113,7 +146,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
         "token_scaling, "
         "bool z_loss, bool accuracy, bool predicted, bool needs_dx, bool needs_dw, bool needs_dbias, int "
         "compute_dtype, "
-        "int accum_dtype, int chunk_mem_const, int memory_budget) -> (Tensor loss, Tensor z_loss, Tensor "
+        "int accum_dtype, int chunk_mem_const, int loop_order, int memory_budget) -> (Tensor loss, Tensor "
+        "z_loss, Tensor "
         "accuracy, "
         "Tensor predicted, Tensor dx, Tensor dweight, Tensor dbias)");
 }

@@ -7,6 +7,12 @@
 //   }
 //   head.finish();
 //
+// A plan by vocabulary goes twice over the columns instead, the second time backwards, so that the last part is
+// still there; see fused_linear_cross_entropy.cpp:
+//
+//   for (b = 0; b < n_blocks; b++)  head.part_logits(b)       X W_b^T + bias_b; a row kernel takes its statistics
+//   for (b = n_blocks; b-- > 0;)    head.part_logits(b), a row kernel makes dlogits, head.part_gradients(part)
+//
 // A pass without gradients wants none of the three, and calls neither gradients() nor finish(). Logits that an
 // earlier pass kept (all in one block) are adopted: logits() then makes no product, and the row kernel reads
 // block.source instead. Or they are given as the block's buffer: dlogits are written over them.
@@ -63,6 +69,12 @@ struct LogitsBlock {
   const void *source; // what the row kernel reads: ptr itself, or the adopted logits
 };
 
+struct LogitsPart {
+  int64_t first, n_cols;
+  Tensor logits; // (all rows, n_cols), dense
+  void *ptr;
+};
+
 struct LinearLossWanted {
   bool dx, dw, dbias;
 };
@@ -81,24 +93,31 @@ struct LinearLoss {
 
   LinearLoss(const char *op, const Arg &x, const Arg &w, const std::optional<Arg> &bias, liger_dtype compute,
              const LinearLossWanted &want, int accum, int64_t memory_budget, int64_t chunk_mem_const,
-             const Scope &scope, const std::optional<Tensor> &given = std::nullopt)
+             const Scope &scope, const std::optional<Tensor> &given = std::nullopt,
+             int loop_order = LIGER_TOKEN_BLOCKS)
       : op(op), x(x), w(w), compute(compute), x_dtype(check_float(op, x)), w_dtype(check_float(op, w)),
         want(want), scope(scope), n_rows(x.sizes[0]), hidden_size(x.sizes[1]), vocab_size(w.sizes[0]),
-        plan(make_plan(accum, memory_budget, chunk_mem_const)),
+        plan(make_plan(accum, memory_budget, chunk_mem_const, loop_order)),
         dx(matrix(want.dx, n_rows, hidden_size, x_dtype)),
         dw(matrix(want.dw, vocab_size, hidden_size, w_dtype)),
         dbias(empty_1d(want.dbias ? vocab_size : 0, bias ? bias->raw_dtype : x.raw_dtype, x)),
-        buffer(given ? *given : matrix(true, plan.block_rows, vocab_size, compute)),
+        buffer(given ? *given : matrix(true, plan.block_rows, plan.block_cols, compute)),
         weight(in_compute_dtype(w, w_dtype)) {
     const bool same = w_dtype == compute;
-    const int64_t row = same ? w.strides[0] : hidden_size, col = same ? w.strides[1] : 1;
-    weight_t = view(weight, hidden_size, vocab_size, col, row, 0);
+    w_row = same ? w.strides[0] : hidden_size;
+    w_col = same ? w.strides[1] : 1;
+    weight_t = view(weight, hidden_size, vocab_size, w_col, w_row, 0);
     if (bias) bias_in = in_compute_dtype(*bias, bias_dtype = check_float(op, *bias));
-    if (want.dw && plan.accum_dtype != w_dtype && plan.n_blocks)
+    if (by_vocabulary()) x_block = in_compute_dtype(x, x_dtype);
+    if (by_vocabulary() && want.dx)
+      dx_sum = plan.accum_bytes ? matrix(true, n_rows, hidden_size, real()) : dx;
+    if (want.dw && !by_vocabulary() && plan.accum_dtype != w_dtype && plan.n_blocks)
       accumulator = matrix(true, vocab_size, hidden_size, plan.accum_dtype);
     else if (want.dw) accumulator = dw;
     if (want.dbias) bias_sum = empty_1d(vocab_size, torch_dtype(real()), x);
   }
+
+  bool by_vocabulary() const { return plan.loop_order == LIGER_VOCAB_BLOCKS; }
 
   // all logits in the buffer, for a later pass to adopt; only where the plan has one block
   Tensor kept() const { return buffer; }
@@ -135,11 +154,14 @@ struct LinearLoss {
       }
     }
     if (want.dw) add_weight_gradient(block);
-    if (want.dbias) add_bias_gradient(block);
+    if (want.dbias) add_bias_gradient(block.ptr, block.n_rows, 0, vocab_size, block.first != 0);
   }
 
   void finish() {
-    if (want.dw && !plan.n_blocks) torch::stable::zero_(dw);
+    if (by_vocabulary()) {
+      if (want.dx && plan.accum_bytes)
+        convert(ptr(dx), x_dtype, ptr(dx_sum), real(), n_rows, hidden_size, hidden_size, false);
+    } else if (want.dw && !plan.n_blocks) torch::stable::zero_(dw);
     else if (want.dw && plan.accum_dtype != w_dtype)
       convert(ptr(dw), w_dtype, ptr(accumulator), plan.accum_dtype, vocab_size, hidden_size, hidden_size,
               false);
@@ -148,16 +170,68 @@ struct LinearLoss {
       convert(ptr(dbias), bias_dtype, ptr(bias_sum), real(), 1, vocab_size, vocab_size, false);
   }
 
+  // made: whether they are in the buffer still
+  LogitsPart part_logits(int64_t b, bool made = false) {
+    const int64_t first = b * plan.block_cols, left = vocab_size - first,
+                  n = left < plan.block_cols ? left : plan.block_cols;
+    LogitsPart part{first, n, view(buffer, n_rows, n, n, 1, 0), nullptr};
+    part.ptr = ptr(part.logits);
+    if (made) return part;
+    const Tensor w_t = view(weight, hidden_size, n, w_col, w_row, first * w_row);
+    if (bias_in) addmm(part.logits, view(*bias_in, 1, n, n, 1, first), x_block, w_t);
+    else mm(part.logits, x_block, w_t);
+    return part;
+  }
+
+  // `part.logits` now holds dlogits; the last part comes first
+  void part_gradients(const LogitsPart &part) {
+    const bool first_come = part.first + part.n_cols == vocab_size;
+    if (want.dw) {
+      const Tensor rows = view(dw, part.n_cols, hidden_size, hidden_size, 1, part.first * hidden_size),
+                   d_t = view(part.logits, part.n_cols, n_rows, 1, part.n_cols, 0);
+      if (w_dtype == compute) {
+        mm(rows, d_t, x_block);
+      } else if (!(w_dtype == LIGER_F32 &&
+                   into_f32(rows, part.ptr, x_block, n_rows, part.n_cols, true, false))) {
+        const Tensor product = matrix(true, part.n_cols, hidden_size, compute);
+        mm(product, d_t, x_block);
+        convert(ptr(rows), w_dtype, ptr(product), compute, part.n_cols, hidden_size, hidden_size, false);
+      }
+    }
+    if (want.dbias) add_bias_gradient(part.ptr, n_rows, part.first, part.n_cols, false);
+    if (!want.dx) return;
+    const Tensor w_part = view(weight, part.n_cols, hidden_size, w_row, w_col, part.first * w_row);
+    const liger_dtype sum_dtype = plan.accum_bytes ? real() : x_dtype;
+    if (sum_dtype == compute) {
+      if (first_come) mm(dx_sum, part.logits, w_part);
+      else addmm(dx_sum, dx_sum, part.logits, w_part);
+    } else if (!(sum_dtype == LIGER_F32 &&
+                 into_f32(dx_sum, part.ptr, w_part, n_rows, part.n_cols, false, !first_come))) {
+      // some rows at a time, rounded once, then added: a small scratch instead of one of dX's size
+      const int64_t slice = slice_of(n_rows);
+      const Tensor scratch = matrix(true, slice, hidden_size, compute);
+      for (int64_t r = 0; r < n_rows; r += slice) {
+        const int64_t n = r + slice < n_rows ? slice : n_rows - r;
+        const Tensor product = view(scratch, n, hidden_size, hidden_size, 1, 0);
+        mm(product, view(part.logits, n, part.n_cols, part.n_cols, 1, r * part.n_cols), w_part);
+        convert((char *)ptr(dx_sum) + r * hidden_size * dtype_size(sum_dtype), sum_dtype, ptr(product),
+                compute, n, hidden_size, hidden_size, !first_come);
+      }
+    }
+  }
+
 private:
-  Tensor buffer;           // (block_rows, vocab_size), the only memory for logits
+  Tensor buffer;           // (block_rows, block_cols), the only memory for logits
   Tensor weight, weight_t; // W and its transpose, in the products' dtype
   std::optional<Tensor> bias_in, adopted;
   liger_dtype bias_dtype = LIGER_F32;
-  Tensor x_block, accumulator, bias_sum;
+  Tensor x_block, accumulator, dx_sum, bias_sum;
+  int64_t w_row = 0, w_col = 0; // the strides of `weight`
 
   liger_dtype real() const { return compute == LIGER_F64 ? LIGER_F64 : LIGER_F32; }
 
-  liger_linear_loss_plan_result make_plan(int accum, int64_t memory_budget, int64_t chunk_mem_const) const {
+  liger_linear_loss_plan_result make_plan(int accum, int64_t memory_budget, int64_t chunk_mem_const,
+                                          int loop_order) const {
     liger_linear_loss_plan_args a{};
     a.n_rows = n_rows;
     a.hidden_size = hidden_size;
@@ -170,6 +244,8 @@ private:
     a.accum = accum;
     a.compute_dtype = compute;
     a.w_dtype = w_dtype;
+    a.x_dtype = x_dtype;
+    a.loop_order = loop_order;
     liger_linear_loss_plan_result p{};
     if (liger_linear_loss_plan(&a, &p) != LIGER_OK)
       fail(op, "memory_budget is ", memory_budget, ", expected bytes, not negative");
@@ -206,6 +282,24 @@ private:
     return copy;
   }
 
+  // C (fp32) = [C +] D right or D^T right, D (d_rows, d_cols) dense; false: not possible here, nothing was done
+  bool into_f32(const Tensor &C, const void *D, const Tensor &right, int64_t d_rows, int64_t d_cols,
+                bool transpose, bool add) const {
+#if LIGER_GPU
+    if (dtype_size(compute) == 2)
+      return gemm_into_f32(op, (float *)ptr(C), D, Arg(right, "operand"), compute, d_rows, d_cols,
+                           hidden_size, transpose, add);
+#endif
+    (void)C, (void)D, (void)right, (void)d_rows, (void)d_cols, (void)transpose, (void)add;
+    return false;
+  }
+
+  // rows of hidden_size that a scratch of 16 MiB holds, at least 1024
+  int64_t slice_of(int64_t n) const {
+    const int64_t fit = (16 << 20) / (hidden_size * dtype_size(compute) + 1), slice = fit < 1024 ? 1024 : fit;
+    return slice < n ? slice : n;
+  }
+
   void add_weight_gradient(const LogitsBlock &block) {
     const Tensor d_t = view(block.logits, vocab_size, block.n_rows, 1, vocab_size, 0);
     const bool first = block.first == 0;
@@ -214,11 +308,7 @@ private:
       else addmm(accumulator, accumulator, d_t, x_block);
       return;
     }
-#if LIGER_GPU
-    if (gemm_into_f32(op, (float *)ptr(accumulator), block.ptr, Arg(x_block, "x"), compute, block.n_rows,
-                      vocab_size, hidden_size, !first))
-      return;
-#endif
+    if (into_f32(accumulator, block.ptr, x_block, block.n_rows, vocab_size, true, !first)) return;
     if (plan.widen_block) {
       const Tensor d = matrix(true, block.n_rows, vocab_size, LIGER_F32),
                    xs = matrix(true, block.n_rows, hidden_size, LIGER_F32);
@@ -232,10 +322,7 @@ private:
     }
     // the product of a slice of the vocabulary, rounded once, then added in fp32: a small scratch instead of
     // one of dW's size
-    constexpr int64_t slice_bytes = 16 << 20;
-    int64_t slice = slice_bytes / (hidden_size * dtype_size(compute) + 1);
-    slice = slice < 1024 ? 1024 : slice;
-    slice = slice < vocab_size ? slice : vocab_size;
+    const int64_t slice = slice_of(vocab_size);
     const Tensor scratch = matrix(true, slice, hidden_size, compute);
     for (int64_t v = 0; v < vocab_size; v += slice) {
       const int64_t n = v + slice < vocab_size ? slice : vocab_size - v;
@@ -246,20 +333,21 @@ private:
     }
   }
 
-  void add_bias_gradient(const LogitsBlock &block) {
+  // of columns [first, first + n_cols), whose dlogits D holds
+  void add_bias_gradient(const void *D, int64_t n_rows, int64_t first, int64_t n_cols, bool add) {
     liger_bias_grad_args a{};
-    a.sum = ptr(bias_sum);
-    a.X = block.ptr;
-    a.n_rows = block.n_rows;
-    a.n_cols = a.X_row_stride = vocab_size;
-    a.add = block.first != 0;
+    a.sum = (char *)ptr(bias_sum) + first * dtype_size(real());
+    a.X = D;
+    a.n_rows = n_rows;
+    a.n_cols = a.X_row_stride = n_cols;
+    a.add = add;
     a.x_dtype = compute;
 #if LIGER_GPU
-    const Tensor workspace = empty_1d(liger_bias_grad_workspace_cuda(block.n_rows, vocab_size) / 4,
+    const Tensor workspace = empty_1d(liger_bias_grad_workspace_cuda(n_rows, n_cols) / 4,
                                       aoti_torch_dtype_float32(), x);
     a.workspace = ptr(workspace);
 #endif
-    launch(op, LIGER_FN(bias_grad), a, scope, vocab_size, block.n_rows);
+    launch(op, LIGER_FN(bias_grad), a, scope, n_cols, n_rows);
   }
 };
 } // namespace liger

@@ -93,7 +93,7 @@ def logits_ref(x, weight, memory_budget, n_heads=1, accum_dtype=None, block_rows
     sizes, budget = (*x.shape, weight.shape[0]), memory_budget // n_heads
     if block_rows is None:
         options = dict(accum_dtype=accum_dtype, memory_budget=budget, device=x.device)
-        block_rows = plan(*sizes, dtype, weight.dtype, **options).block_rows or 1
+        block_rows = plan(*sizes, dtype, weight.dtype, loop_order="token", **options).block_rows or 1
     with torch.no_grad():
         for first in range(0, x.shape[0], block_rows):
             logits[first : first + block_rows] = F.linear(x[first : first + block_rows], weight)

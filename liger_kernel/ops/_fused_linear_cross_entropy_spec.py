@@ -47,7 +47,7 @@ def _token_scaled(z, target, ce_weight, ignore_index, lse_square_scale, label_sm
     return ce + z_loss, z_loss.detach()
 
 
-def logits_ref(x, weight, bias, accum_dtype, chunk_mem_const, memory_budget):
+def logits_ref(x, weight, bias, accum_dtype, chunk_mem_const, memory_budget, loop_order=None):
     """x W^T + b by one product. Under a budget of its own the values are those of the blocks' products.
 
     A library adds up a product of 12 rows in another order than one of 90, so that here and there a 16-bit
@@ -67,6 +67,7 @@ def logits_ref(x, weight, bias, accum_dtype, chunk_mem_const, memory_budget):
             accum_dtype=accum_dtype,
             chunk_mem_const=chunk_mem_const,
             memory_budget=memory_budget,
+            loop_order=loop_order,
             device=x.device,
         ).block_rows
         or 1
@@ -169,8 +170,9 @@ def _raw(args):
     rows = torch.ones(x.shape[0], device=x.device, dtype=accum(x))
     op = torch.ops.liger.fused_linear_cross_entropy.default
     yes, no = (True, True, True), (False, False, False)
-    tail = (code, -1, 1, _cut)
+    tail, parts = (code, -1, 1, -1, _cut), (code, -1, 1, 1, 2**28)
     return [
+        (op, (x, weight, target, bias, ce_weight, None, -100, 1e-2, 0.1, 1, 3.0, True, *yes, *yes, *parts)),
         (op, (x, weight, target, bias, ce_weight, None, -100, 1e-2, 0.1, 1, 3.0, True, *yes, *yes, *tail)),
         (op, (x, weight, target, bias, None, rows, -100, 0.0, 0.0, 0, 0.0, False, *no, *yes, *tail)),
         (op, (x, weight, target, None, None, None, -100, 0.0, 0.0, 2, 0.0, False, *no, *no, *tail)),

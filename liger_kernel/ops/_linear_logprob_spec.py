@@ -32,7 +32,7 @@ def linear_logprob_ref(
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     bias = None if bias is None else bias.to(dtype)
     x = hidden.to(dtype).reshape(-1, hidden.shape[-1])
-    z = logits_ref(x, weight.to(dtype), bias, None, 1, memory_budget)
+    z = logits_ref(x, weight.to(dtype), bias, None, 1, memory_budget, "token")
     z = upcast(z).reshape(*ids.shape, weight.shape[0]) * logit_scale
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)

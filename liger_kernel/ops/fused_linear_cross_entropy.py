@@ -7,6 +7,9 @@ a time:
     logits_b -> dlogits_b         loss and gradient of the rows, in place
     dx_b = dlogits_b W,   dW += dlogits_b^T x_b,   db += column sums of dlogits_b
 
+or, where the plan finds it cheaper, one part of the vocabulary at a time, over all rows: statistics of the
+rows first, then the logits again and the gradients, dw exact part by part and dx added up in float32;
+
 for reduction "mean" and "sum" in forward, whose gradients backward scales; for "none", and where a gradient
 is float16, whose range the incoming gradient (a loss scale) must reach before the rounding, in backward, from
 recomputed logits. The loop is one operator. Its plan: ops/linear_loss.py. Reference and spec:
@@ -21,7 +24,7 @@ from ._labels import check_labels
 from ._saved_grad import scale_saved
 from ._spec import OpSpec
 from .cross_entropy import REDUCTION, check_options
-from .linear_loss import AUTO, DTYPE_CODES, products_dtype_of, resolve_budget
+from .linear_loss import AUTO, DTYPE_CODES, forced_loop_order, products_dtype_of, resolve_budget
 
 __all__ = [
     "LigerFusedLinearCrossEntropyFunction",
@@ -56,6 +59,7 @@ def _(
     compute_dtype,
     accum_dtype,
     chunk_mem_const,
+    loop_order,
     memory_budget,
 ):
     n, real = x.shape[0], torch.float64 if compute_dtype == DTYPE_CODES[torch.float64] else torch.float32
@@ -173,6 +177,7 @@ def fused_linear_cross_entropy_forward(
         DTYPE_CODES[dtype],
         AUTO if accum_dtype is None else DTYPE_CODES[accum_dtype],
         min(chunk_mem_const, 2**31),
+        forced_loop_order(),
         resolve_budget(memory_budget, weight.shape[0] * dtype.itemsize),
     )
     outputs = [o if w else None for o, w in zip(outputs, (True, *want, *needs))]

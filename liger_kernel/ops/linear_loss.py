@@ -6,6 +6,7 @@ logits that a call uses; gradients, and an accumulator where the plan asks for o
 reported apart.
 """
 
+import contextlib
 import ctypes
 import os
 import warnings
@@ -92,12 +93,17 @@ def resolve_budget(memory_budget, row_bytes):
 class Plan:
     """How a linear loss is cut: what `plan` answers.
 
-    loop_order    "token" (blocks of rows) or "vocabulary" (blocks of columns after a statistics pass; not
-    chosen yet) block_rows    rows of a block; the last may have fewer n_blocks      how many blocks
-    block_bytes   what the block's buffers take, at most the budget (unless one row takes more) accum_bytes
-    what the accumulator of the weight gradient takes beside the gradient itself accum_dtype   what the weight
-    gradient is added up in widen_block   whether dlogits are copied to float32 for the weight gradient's
-    product
+    - loop_order: "token" (blocks of rows) or "vocabulary" (blocks of columns: a pass for the statistics of
+      the rows, then the logits again for the gradients)
+    - block_rows, block_cols: rows and columns of a block; the last may have fewer
+    - n_blocks: how many blocks
+    - block_bytes: what the block's buffers take, at most the budget (unless one row takes more)
+    - accum_bytes: what an accumulator takes beside the gradient itself: of the weight's gradient, or, by
+      vocabulary, of x's
+    - accum_dtype: what the weight gradient is added up in
+    - widen_block: whether dlogits are copied to float32 for the weight gradient's product
+    - seconds: what the cost model says of the loop. The model and its constants stand in
+      csrc/kernels/linear_loss_plan.c; `python -m benchmark.plan_costs` holds them against measurements
     """
 
     loop_order: str
@@ -107,10 +113,13 @@ class Plan:
     accum_bytes: int
     accum_dtype: torch.dtype
     widen_block: bool
+    block_cols: int
+    seconds: float
 
 
 _SIZES = ("n_rows", "hidden_size", "vocab_size", "memory_budget", "chunk_mem_const")
-_FLAGS = ("needs_dx", "needs_dw", "on_gpu", "accum", "compute_dtype", "w_dtype")
+_FLAGS = ("needs_dx", "needs_dw", "on_gpu", "accum", "compute_dtype", "w_dtype", "loop_order", "x_dtype")
+LOOP_ORDERS = ("token", "vocabulary")
 
 
 class _Args(ctypes.Structure):
@@ -123,7 +132,43 @@ class _Result(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("block_rows", "n_blocks", "block_bytes", "accum_bytes")),
         ("accum_dtype", ctypes.c_int),
         ("widen_block", ctypes.c_int),
+        ("block_cols", ctypes.c_int64),
+        ("seconds", ctypes.c_double),
     ]
+
+
+def _order_from_environment():
+    text = os.environ.get("LIGER_LOOP_ORDER")
+    if text and text not in LOOP_ORDERS:
+        raise ValueError(f"LIGER_LOOP_ORDER is {text!r}, expected one of {', '.join(LOOP_ORDERS)}")
+    return LOOP_ORDERS.index(text) if text else AUTO
+
+
+_order = _order_from_environment()
+
+
+def forced_loop_order():
+    """The code of the loop order that `force_loop_order` or LIGER_LOOP_ORDER (read at start) asks for.
+
+    AUTO where neither does.
+    """
+    return _order
+
+
+@contextlib.contextmanager
+def force_loop_order(loop_order):
+    """Within it fused_linear_cross_entropy takes that loop order where it is possible at all.
+
+    "token" or "vocabulary"; None: the plan's choice. For measurements and tests: of the whole process, not of
+    one thread.
+    """
+    global _order
+    before = _order
+    _order = AUTO if loop_order is None else LOOP_ORDERS.index(loop_order)
+    try:
+        yield
+    finally:
+        _order = before
 
 
 def plan(
@@ -133,6 +178,8 @@ def plan(
     dtype,
     weight_dtype=None,
     *,
+    loop_order=None,
+    x_dtype=None,
     needs_dx=True,
     needs_dw=True,
     accum_dtype=None,
@@ -142,13 +189,18 @@ def plan(
 ):
     """A `Plan`: how the loss of x (n_rows, hidden_size), weight (vocab_size, hidden_size) is cut into blocks.
 
-    dtype: what the products are computed in. weight_dtype: that of the weight, if another. accum_dtype: None,
-    or what the caller insists on for the weight gradient. chunk_mem_const: above 1, blocks of about that many
-    times x's size. device: "cpu" or "cuda". Raises ValueError for a negative size or an unknown dtype.
+    dtype: what the products are computed in. weight_dtype, x_dtype: that of the weight and of x, if another.
+    accum_dtype: None, or what the caller insists on for the weight gradient. chunk_mem_const: above 1, blocks
+    of about that many times x's size. loop_order: "token" (the only one that linear losses beside
+    fused_linear_cross_entropy have), "vocabulary" (where the budget holds at least 256 columns, else
+    "token"), or None: the cheaper by the cost model. device: "cpu" or "cuda". Raises ValueError for a
+    negative size or an unknown dtype or order.
     """
     for name, t in (("dtype", dtype), ("weight_dtype", weight_dtype), ("accum_dtype", accum_dtype)):
         if t is not None and t not in DTYPE_CODES:
             raise ValueError(f"{name} is {t}, expected float32, float16, bfloat16 or float64")
+    if loop_order not in (None, *LOOP_ORDERS):
+        raise ValueError(f"loop_order is {loop_order!r}, expected None, 'token' or 'vocabulary'")
     library = ctypes.CDLL(os.path.join(_load.LIB, "libliger_torch_cpu.so"))  # loaded already: the same handle
     budget = get_memory_budget() if memory_budget is None else memory_budget
     code = DTYPE_CODES[dtype]
@@ -167,6 +219,8 @@ def plan(
         accum,
         code,
         w_code,
+        _order if loop_order is None else LOOP_ORDERS.index(loop_order),
+        code if x_dtype is None else DTYPE_CODES[x_dtype],
     )
     r = _Result()
     if library.liger_linear_loss_plan(ctypes.byref(args), ctypes.byref(r)) != 0:
@@ -175,11 +229,13 @@ def plan(
             "expected none to be negative"
         )
     return Plan(
-        ("token", "vocabulary")[r.loop_order],
+        LOOP_ORDERS[r.loop_order],
         r.block_rows,
         r.n_blocks,
         r.block_bytes,
         r.accum_bytes,
         _DTYPES[r.accum_dtype],
         bool(r.widen_block),
+        r.block_cols,
+        r.seconds,
     )
