@@ -80,25 +80,25 @@ def cuda_ms(fn, repeats=60, seconds=1.5):
     return statistics.median(a.elapsed_time(b) for a, b in pairs)
 
 
-def cuda_kernel_ms(fn, n=7):
-    """Milliseconds of GPU kernels and copies per call, whatever the host does meanwhile: the profiler's sum
-    with the L2 flushed before each call, less the flushes alone."""
+def _profiled_ms(call, n):
     from torch.profiler import ProfilerActivity, profile
 
     flush = _flush()
-
-    def total(call):
-        call()
-        flush.zero_()
+    call()
+    flush.zero_()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as prof:
+        for _ in range(n):
+            flush.zero_()
+            call()
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as prof:
-            for _ in range(n):
-                flush.zero_()
-                call()
-            torch.cuda.synchronize()
-        return sum(e.self_device_time_total for e in prof.key_averages()) / n / 1e3
+    return sum(e.self_device_time_total for e in prof.key_averages()) / n / 1e3
 
-    return total(fn) - total(lambda: None)
+
+def cuda_kernel_ms(fn, n=7):
+    """Milliseconds of GPU kernels and copies per call, whatever the host does meanwhile: the profiler's sum
+    with the L2 flushed before each call, less the flushes alone."""
+    return _profiled_ms(fn, n) - _profiled_ms(lambda: None, n)
 
 
 def cuda_peak_mib(fn):
