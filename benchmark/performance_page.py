@@ -150,9 +150,7 @@ def not_measured(device, specs):
         lines.append(f"No curves yet by {', '.join(absent)}: `{command}`.")
     failed = sorted({f"{r['op']} {r['case']} ({r['impl']})" for r in rows_of("ops", device) if "error" in r})
     if failed:
-        lines.append(
-            "No time because the result differs from eager's, or an error: " + ", ".join(failed) + "."
-        )
+        lines.append("No time, but an error or a result unlike eager's: " + ", ".join(failed) + ".")
     return [" ".join(lines), ""]
 
 

@@ -27,6 +27,7 @@ FLOOR = {  # (operator, case): multiple of the floor; NVIDIA H200, bf16
     ("softmax", "32768"): 1.05,
     ("swiglu", "14336"): 0.99,
 }
+FLOOR_FP32 = {("jsd", "jsd"): 1.10, ("kl_div", "kl_div"): 1.32, ("tvd", "tvd"): 1.02}
 UNNAMED = 1.25  # other operators that memory bounds: 80 % of the floor
 SORTS = {"embedding", "sparsemax"}  # their work is a sort: no multiple of the floor
 COMPILE = {  # operator: multiple of torch.compile on the same CPU
@@ -45,5 +46,5 @@ def target(device, op, case, dtype, linear):
     """The bar of a case, or None."""
     if device == "cpu":
         return 0.75 if (op, dtype) == ("swiglu", "bfloat16") else COMPILE.get(op, 1.0)
-    named = dtype == "bfloat16" and FLOOR.get((op, case))
+    named = {"bfloat16": FLOOR, "float32": FLOOR_FP32}.get(dtype, {}).get((op, case))
     return named or (None if linear or op in SORTS else UNNAMED)

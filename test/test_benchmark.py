@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmark import cases, consumers, machine, peers, sweep
+from benchmark import cases, consumers, machine, peers, performance_page, sweep
 from liger_kernel import _check as C
 from liger_kernel.ops import SPECS
 from liger_kernel.ops._spec import Sample, T, in_memory
@@ -98,3 +98,22 @@ def test_peers_do_only_what_they_can():
     for peer in names[3:]:
         assert peers.way(peer, spec, plain) and not peers.way(peer, spec, {**plain, "bias": 1})
         assert peers.way(peer, SPECS["rope"], SPECS["rope"].cases["cpu"][0].sample.args) is None
+
+
+def test_the_page_says_what_missed_its_bar_and_what_has_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    row = {"machine": "M", "torch": "2", "commit": "c", "date": "d", "dtype": "bfloat16", "impl": "liger"}
+    row |= {"op": "rms_norm", "floor_full_ms": 1.0, "floor_fwd_ms": 0.5, "full_ms": 9.0, "peak_mib": 3.0}
+    rows = [{**row, "case": c, "kernel_full_ms": ms} for c, ms in (("2048", 1.1), ("4096", 1.2))]
+    rows += [{**row, "op": "rope", "case": "32+8x128", "error": "E"}]
+    machine.append_rows(tmp_path / "ops_cuda.jsonl", rows)
+    swept = {**row, "axis": "rows", "case": "4096@rows=128", "size": 128, "kernel_full_ms": 4.0}
+    machine.append_rows(tmp_path / "sweep_cuda.jsonl", [swept])
+    text = performance_page.page(consumers.specs())
+    assert "1 of the 2 cases that have a bar and a figure are within it" in text
+    assert "| 1.10 | 1.15 |" in text and "| *1.20* | 1.10 |" in text
+    assert "unlike eager's: rope 32+8x128 (liger)" in text and "Without torch.compile beside ours: 2" in text
+    missing = text.split("Not measured here: ")[1].split(". ")[0].split(", ")
+    assert {"rope 32+8x128", "dpo 4x2048x4096x128256"} < {*missing} and "rms_norm 4096" not in missing
+    assert "| rms_norm | 4096 | bfloat16 | 25 |" in text and "No curves yet by tokens, vocabulary" in text
+    assert "No operator was measured." in text  # on the CPU
