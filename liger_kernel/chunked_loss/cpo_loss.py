@@ -8,8 +8,8 @@ Source: arXiv:2401.08417.
 """
 
 import torch.nn.functional as F
-from torch import nn
 
+from ._loss_module import LossModule
 from .fused_linear_preference import LigerFusedLinearPreferenceBase
 
 __all__ = ["LigerFusedLinearCPOLoss"]
@@ -84,7 +84,7 @@ class LigerFusedLinearCPOFunction(LigerFusedLinearPreferenceBase):
 liger_fused_linear_cpo = LigerFusedLinearCPOFunction.apply
 
 
-class LigerFusedLinearCPOLoss(nn.Module):
+class LigerFusedLinearCPOLoss(LossModule):
     """CPO of a linear head's hidden states, one pass over the head, logits never in memory.
 
     Called with the weight first: (lin_weight, _input, target, bias): lin_weight (vocab_size, hidden_size);
@@ -98,12 +98,6 @@ class LigerFusedLinearCPOLoss(nn.Module):
     chosen_rewards, rejected_rewards)), float32 (float64 for float64). Raises ValueError for wrong shapes or a
     label_smoothing outside [0, 1]. Source: arXiv:2401.08417.
     """
-
-    # the constructor's arguments, by the names under which the Function takes them
-    _OPTIONS = (
-        *("ignore_index", "beta", "alpha", "label_smoothing", "compute_nll_loss", "compiled"),
-        *("average_log_prob", "chunk_size", "softcap", "logit_scale", "memory_budget"),
-    )
 
     def __init__(
         self,
@@ -119,15 +113,8 @@ class LigerFusedLinearCPOLoss(nn.Module):
         logit_scale=1.0,
         memory_budget=None,
     ):
-        options = locals()
-        super().__init__()
+        super().__init__(locals())
         check_label_smoothing(label_smoothing)
-        for name in self._OPTIONS:
-            setattr(self, name, options[name])
 
     def forward(self, lin_weight, _input, target, bias=None):
-        options = {name: getattr(self, name) for name in self._OPTIONS}
-        return LigerFusedLinearCPOFunction.forward(None, _input, lin_weight, target, bias, **options)
-
-    def extra_repr(self):
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._OPTIONS)
+        return LigerFusedLinearCPOFunction.forward(None, _input, lin_weight, target, bias, **self.options())

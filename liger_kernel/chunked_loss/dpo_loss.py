@@ -18,8 +18,8 @@ smoothing and h = beta (a - b), the loss of a pair is
 import math
 
 import torch.nn.functional as F
-from torch import nn
 
+from ._loss_module import LossModule
 from .fused_linear_preference import LigerFusedLinearPreferenceBase
 
 __all__ = ["LigerFusedLinearDPOLoss"]
@@ -193,7 +193,7 @@ class LigerFusedLinearDPOFunction(LigerFusedLinearPreferenceBase):
 liger_fused_linear_dpo = LigerFusedLinearDPOFunction.apply
 
 
-class LigerFusedLinearDPOLoss(nn.Module):
+class LigerFusedLinearDPOLoss(LossModule):
     """DPO of a linear head's hidden states, one pass over the head of each model, logits never in memory.
 
     Called with the weight first: (lin_weight, _input, target, bias, ref_input, ref_weight, ref_bias), and
@@ -216,12 +216,6 @@ class LigerFusedLinearDPOLoss(nn.Module):
     """
 
     _SUPPORTED_LOSS_TYPES = set(_LOSSES)
-    # the constructor's arguments, by the names under which the Function takes them
-    _OPTIONS = (
-        *("ignore_index", "beta", "alpha", "compute_nll_loss", "compiled", "use_ref_model"),
-        *("average_log_prob", "chunk_size", "loss_type", "label_smoothing", "discopop_tau"),
-        *("softcap", "logit_scale", "memory_budget"),
-    )
 
     def __init__(
         self,
@@ -240,11 +234,8 @@ class LigerFusedLinearDPOLoss(nn.Module):
         logit_scale=1.0,
         memory_budget=None,
     ):
-        options = locals()
-        super().__init__()
+        super().__init__(locals())
         check_dpo_options(loss_type, label_smoothing, beta, discopop_tau)
-        for name in self._OPTIONS:
-            setattr(self, name, options[name])
 
     def forward(
         self,
@@ -269,8 +260,5 @@ class LigerFusedLinearDPOLoss(nn.Module):
             ref_bias,
             ref_chosen_logps=ref_chosen_logps,
             ref_rejected_logps=ref_rejected_logps,
-            **{name: getattr(self, name) for name in self._OPTIONS},
+            **self.options(),
         )
-
-    def extra_repr(self):
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._OPTIONS)

@@ -11,13 +11,13 @@ temperature T. Where the teacher's vocabulary is larger, the student's logits th
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops._distill import check_temperature
 from ..ops._spec import upcast
 from ..ops.fused_linear_cross_entropy import liger_fused_linear_cross_entropy_apply
 from ..ops.linear_loss import products_dtype_of
+from ._loss_module import LossModule
 from .fused_linear_preference import Applied
 
 
@@ -235,15 +235,10 @@ class TwoHeadsFunction(LigerFusedLinearDistillationBase):
         )
 
 
-class TwoHeadsLoss(nn.Module):
+class TwoHeadsLoss(LossModule):
     """The module around such a Function, which a subclass names."""
 
     function: type[TwoHeadsFunction]
-    # the constructor's arguments, by the names under which the Function takes them
-    _OPTIONS = (
-        *("weight_hard_loss", "weight_soft_loss", "beta", "ignore_index", "temperature", "compiled"),
-        *("chunk_size", "return_soft_hard_loss", "memory_budget"),
-    )
 
     def __init__(
         self,
@@ -257,12 +252,9 @@ class TwoHeadsLoss(nn.Module):
         return_soft_hard_loss=False,
         memory_budget=None,
     ):
-        options = locals()
-        super().__init__()
+        super().__init__(locals())
         check_temperature(temperature)
         self.function.check_beta(beta)
-        for name in self._OPTIONS:
-            setattr(self, name, options[name])
 
     def forward(
         self,
@@ -275,8 +267,4 @@ class TwoHeadsLoss(nn.Module):
         teacher_bias=None,
     ):
         tensors = (student_input, student_weight, teacher_input, teacher_weight, true_labels)
-        options = {name: getattr(self, name) for name in self._OPTIONS}
-        return self.function.forward(None, *tensors, student_bias, teacher_bias, **options)
-
-    def extra_repr(self):
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._OPTIONS)
+        return self.function.forward(None, *tensors, student_bias, teacher_bias, **self.options())

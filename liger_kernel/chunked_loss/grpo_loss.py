@@ -27,7 +27,6 @@ Sources: arXiv:2402.03300 (grpo, kl), 2503.20783 (dr_grpo), 2503.14476 (dapo), 2
 """
 
 import torch
-from torch import nn
 
 from ._grpo_terms import (
     CHECKED,
@@ -42,6 +41,7 @@ from ._grpo_terms import (
     sampler_ratio,
     sapo_loss_fn,
 )
+from ._loss_module import LossModule
 from .fused_linear_ppo import LigerFusedLinearPPOBase
 
 __all__ = ["LigerFusedLinearGRPOLoss"]
@@ -235,7 +235,7 @@ class LigerFusedLinearGRPOFunction(LigerFusedLinearPPOBase):
 liger_fused_linear_grpo = LigerFusedLinearGRPOFunction.apply
 
 
-class LigerFusedLinearGRPOLoss(nn.Module):
+class LigerFusedLinearGRPOLoss(LossModule):
     """GRPO of a linear head's hidden states, one pass over the head of each model, logits never in memory.
 
     Called with _input (batch, seq_len, hidden_size), the states that predict selected_token_ids (batch,
@@ -257,15 +257,6 @@ class LigerFusedLinearGRPOLoss(nn.Module):
     contradictory option, wrong shapes, a missing reference, or one that is not to be used. Source:
     arXiv:2402.03300; the others stand at the equations.
     """
-
-    # the constructor's arguments, by the names under which the Function takes them
-    _OPTIONS = (
-        *("beta", "compiled", "use_ref_model", "chunk_size", "epsilon_low", "epsilon_high", "loss_type"),
-        *("max_completion_length", "importance_sampling_level", "sapo_temperature_pos"),
-        *("sapo_temperature_neg", "temperature", "delta", "use_bias_correction_kl", "vespo_k_pos"),
-        *("vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "off_policy_mask_threshold"),
-        *("softcap", "logit_scale", "memory_budget"),
-    )
 
     def __init__(
         self,
@@ -292,11 +283,8 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         logit_scale=1.0,
         memory_budget=None,
     ):
-        options = locals()
-        super().__init__()
-        check_grpo_options(**{name: options[name] for name in CHECKED})
-        for name in self._OPTIONS:
-            setattr(self, name, options[name])
+        super().__init__(locals())
+        check_grpo_options(**{name: getattr(self, name) for name in CHECKED})
 
     def forward(
         self,
@@ -331,8 +319,5 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             vllm_is_ratio=vllm_is_ratio,
             num_items_in_batch=num_items_in_batch,
             sampling_per_token_logps=sampling_per_token_logps,
-            **{name: getattr(self, name) for name in self._OPTIONS},
+            **self.options(),
         )
-
-    def extra_repr(self):
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._OPTIONS)

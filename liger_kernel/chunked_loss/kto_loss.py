@@ -9,8 +9,8 @@ Source: arXiv:2402.01306.
 """
 
 import torch
-from torch import nn
 
+from ._loss_module import LossModule
 from .fused_linear_unpaired_preference import LigerFusedLinearUnpairedPreferenceBase
 
 __all__ = ["LigerFusedLinearKTOLoss"]
@@ -83,7 +83,7 @@ class LigerFusedLinearKTOFunction(LigerFusedLinearUnpairedPreferenceBase):
 liger_fused_linear_kto = LigerFusedLinearKTOFunction.apply
 
 
-class LigerFusedLinearKTOLoss(nn.Module):
+class LigerFusedLinearKTOLoss(LossModule):
     """KTO of a linear head's hidden states, one pass over the head of each model, logits never in memory.
 
     Called with _input (batch, seq_len, hidden_size); lin_weight (vocab_size, hidden_size); target (batch,
@@ -100,12 +100,6 @@ class LigerFusedLinearKTOLoss(nn.Module):
     Source: arXiv:2402.01306.
     """
 
-    # the constructor's arguments, by the names under which the Function takes them
-    _OPTIONS = (
-        *("ignore_index", "beta", "compiled", "use_ref_model", "average_log_prob", "chunk_size"),
-        *("softcap", "logit_scale", "memory_budget"),
-    )
-
     def __init__(
         self,
         ignore_index=-100,
@@ -118,10 +112,7 @@ class LigerFusedLinearKTOLoss(nn.Module):
         logit_scale=1.0,
         memory_budget=None,
     ):
-        options = locals()
-        super().__init__()
-        for name in self._OPTIONS:
-            setattr(self, name, options[name])
+        super().__init__(locals())
 
     def forward(
         self,
@@ -146,8 +137,5 @@ class LigerFusedLinearKTOLoss(nn.Module):
             ref_weight,
             ref_bias,
             kl,
-            **{name: getattr(self, name) for name in self._OPTIONS},
+            **self.options(),
         )
-
-    def extra_repr(self):
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._OPTIONS)

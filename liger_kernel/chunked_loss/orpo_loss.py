@@ -10,8 +10,8 @@ Source: arXiv:2403.07691.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from ._loss_module import LossModule
 from .fused_linear_preference import LigerFusedLinearPreferenceBase
 
 __all__ = ["LigerFusedLinearORPOLoss"]
@@ -77,7 +77,7 @@ class LigerFusedLinearORPOFunction(LigerFusedLinearPreferenceBase):
 liger_fused_linear_orpo = LigerFusedLinearORPOFunction.apply
 
 
-class LigerFusedLinearORPOLoss(nn.Module):
+class LigerFusedLinearORPOLoss(LossModule):
     """ORPO of a linear head's hidden states, one pass over the head, logits never in memory.
 
     Called with the weight first: (lin_weight, _input, target, bias, nll_target): lin_weight (vocab_size,
@@ -92,12 +92,6 @@ class LigerFusedLinearORPOLoss(nn.Module):
     ValueError for wrong shapes. Source: arXiv:2403.07691.
     """
 
-    # the constructor's arguments, by the names under which the Function takes them
-    _OPTIONS = (
-        *("ignore_index", "beta", "compute_nll_loss", "compiled", "chunk_size"),
-        *("softcap", "logit_scale", "memory_budget"),
-    )
-
     def __init__(
         self,
         ignore_index=-100,
@@ -109,16 +103,9 @@ class LigerFusedLinearORPOLoss(nn.Module):
         logit_scale=1.0,
         memory_budget=None,
     ):
-        options = locals()
-        super().__init__()
-        for name in self._OPTIONS:
-            setattr(self, name, options[name])
+        super().__init__(locals())
 
     def forward(self, lin_weight, _input, target, bias=None, nll_target=None):
-        options = {name: getattr(self, name) for name in self._OPTIONS}
         return LigerFusedLinearORPOFunction.forward(
-            None, _input, lin_weight, target, bias, nll_target=nll_target, **options
+            None, _input, lin_weight, target, bias, nll_target=nll_target, **self.options()
         )
-
-    def extra_repr(self):
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._OPTIONS)

@@ -8,8 +8,7 @@ loss of a pair is
 Source: arXiv:2405.14734.
 """
 
-from torch import nn
-
+from ._loss_module import LossModule
 from .cpo_loss import check_label_smoothing, smoothed_logsigmoid
 from .fused_linear_preference import LigerFusedLinearPreferenceBase
 
@@ -77,7 +76,7 @@ class LigerFusedLinearSimPOFunction(LigerFusedLinearPreferenceBase):
 liger_fused_linear_simpo = LigerFusedLinearSimPOFunction.apply
 
 
-class LigerFusedLinearSimPOLoss(nn.Module):
+class LigerFusedLinearSimPOLoss(LossModule):
     """SimPO of a linear head's hidden states, one pass over the head, logits never in memory.
 
     Called with the weight first: (lin_weight, _input, target, bias): lin_weight (vocab_size, hidden_size);
@@ -91,12 +90,6 @@ class LigerFusedLinearSimPOLoss(nn.Module):
     chosen_rewards, rejected_rewards)), float32 (float64 for float64). Raises ValueError for wrong shapes or a
     label_smoothing outside [0, 1]. Source: arXiv:2405.14734.
     """
-
-    # the constructor's arguments, by the names under which the Function takes them
-    _OPTIONS = (
-        *("ignore_index", "beta", "alpha", "label_smoothing", "compute_nll_loss", "compiled"),
-        *("gamma", "chunk_size", "softcap", "logit_scale", "memory_budget"),
-    )
 
     def __init__(
         self,
@@ -112,15 +105,8 @@ class LigerFusedLinearSimPOLoss(nn.Module):
         logit_scale=1.0,
         memory_budget=None,
     ):
-        options = locals()
-        super().__init__()
+        super().__init__(locals())
         check_label_smoothing(label_smoothing)
-        for name in self._OPTIONS:
-            setattr(self, name, options[name])
 
     def forward(self, lin_weight, _input, target, bias=None):
-        options = {name: getattr(self, name) for name in self._OPTIONS}
-        return LigerFusedLinearSimPOFunction.forward(None, _input, lin_weight, target, bias, **options)
-
-    def extra_repr(self):
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._OPTIONS)
+        return LigerFusedLinearSimPOFunction.forward(None, _input, lin_weight, target, bias, **self.options())
