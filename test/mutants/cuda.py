@@ -194,6 +194,27 @@ MUTANTS = [
         ops("cross_entropy"),
     ),
     (
+        "ce_parts_forget_the_parts_before",
+        "csrc/kernels/cross_entropy_part.cu",
+        "    s = ce_merge(before, s);\n",
+        "",
+        ["test/test_vocabulary_blocks.py"],
+    ),
+    (
+        "ce_parts_take_the_first_classes_weights",
+        "csrc/kernels/cross_entropy_part.cu",
+        "if (q.weight) q.weight += part.first;",
+        "",
+        ["test/test_vocabulary_blocks.py"],
+    ),
+    (
+        "ce_parts_target_in_every_part",
+        "csrc/kernels/cross_entropy_part.cu",
+        "threadIdx.x == 0 && here >= 0 && here < part.n)",
+        "threadIdx.x == 0 && here >= 0 && here < part.n && part.first == 0)",
+        ["test/test_vocabulary_blocks.py"],
+    ),
+    (
         "ce_ring_target_column",
         CE_RING,
         "if (tid == (int)(t.y / N % THREADS)) from_f32(dX[t.y], g.dz_y);",
