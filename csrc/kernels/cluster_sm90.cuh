@@ -16,6 +16,20 @@
 namespace {
 constexpr int MAX_CLUSTER = 8; /* the largest that every Hopper part schedules */
 
+#if CLUSTER_CODE
+namespace cg = cooperative_groups;
+/* every block's value, one of them in each group of n_blocks lanes; cluster.barrier_wait() before the
+ * kernel ends */
+template <class V>
+__device__ __forceinline__ V cluster_exchange(cg::cluster_group &cluster, V v, V *of_block, int n_blocks) {
+  if (threadIdx.x == 0) *of_block = v;
+  cluster.sync();
+  const V theirs = *cluster.map_shared_rank(of_block, threadIdx.x & (n_blocks - 1));
+  cluster.barrier_arrive(); /* this block has read the others' */
+  return theirs;
+}
+#endif
+
 /* Whether this build has sm_90 code and the current device is a Hopper. Host. */
 inline bool cluster_device() {
   bool built = false;

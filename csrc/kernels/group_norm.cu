@@ -4,8 +4,9 @@
  *         second time; of more, a first kernel leaves each slice's statistics, and every block of the second
  *         merges those of its group and scales its slice. Backward: sums of dY xhat and of dY for each channel
  *         (slices of it, if it is long), which the blocks that make dX add up to the group's means, and a
- *         column sum to dW and dbias. The number of slices follows from the sizes, every sum has a fixed order */
-#include "norm.cuh"
+ *         column sum to dW and dbias. On Hopper a group that fits a cluster of blocks is read once
+ *         (group_norm_sm90.cu). The number of slices follows from the sizes, every sum has a fixed order */
+#include "group_norm.cuh"
 
 namespace {
 constexpr int MAX_THREADS = 512, CHANNEL_THREADS = 256;
@@ -41,12 +42,6 @@ struct channel_walk {
     return channel + (uint32_t)from_channel / (uint32_t)n_inner;
   }
 };
-
-__device__ __forceinline__ float load_scalar(const void *P, int64_t i, liger_dtype t, float otherwise) {
-  float p[1];
-  norm_load_param<1>(p, P, i, t, 0.0f, otherwise);
-  return p[0];
-}
 
 /* ---- forward ------------------------------------------------------------------------------------------- */
 /* mean, rest and, in m2, the sum of squared distances of n elements; the second pass reads from cache */
@@ -209,11 +204,6 @@ int threads_of_channel(int64_t n_inner, int vec) {
   return vecs <= 16 ? 8 : vecs <= 128 ? 32 : CHANNEL_THREADS;
 }
 
-/* a vector lies in one channel */
-bool whole_vectors(const void *p, int64_t n_inner, int elem_size) {
-  return rows_aligned(p, n_inner, n_inner, elem_size);
-}
-
 template <typename T, int VEC>
 liger_status launch_fwd(const liger_group_norm_fwd_args *a, gpu_stream stream) {
   const int64_t size = a->n_channels / a->n_groups * a->n_inner,
@@ -251,6 +241,8 @@ extern "C" int64_t liger_group_norm_bwd_slices_cuda(int64_t n_inner) { return sl
 
 extern "C" liger_status liger_group_norm_fwd_cuda(const liger_group_norm_fwd_args *a, void *stream) {
   if (a->n_batch == 0 || a->n_channels == 0) return LIGER_OK;
+  liger_status status;
+  if (liger_internal_group_norm_fwd_cluster(a, (gpu_stream)stream, &status)) return status;
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     if (whole_vectors(a->X, a->n_inner, sizeof(T)) && whole_vectors(a->Y, a->n_inner, sizeof(T)))
       return launch_fwd<T, vec_width<T>::value>(a, (gpu_stream)stream);
@@ -263,7 +255,10 @@ extern "C" liger_status liger_group_norm_bwd_cuda(const liger_group_norm_bwd_arg
   const gpu_stream stream = (gpu_stream)stream_;
   if (a->n_channels == 0) return LIGER_OK;
   liger_status status = LIGER_OK;
-  if (a->n_batch > 0) {
+  int64_t partial_rows = a->n_slices * a->n_batch;
+  if (liger_internal_group_norm_bwd_cluster(a, stream, &status)) {
+    partial_rows = a->n_batch;
+  } else if (a->n_batch > 0) {
     LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
       const bool whole = whole_vectors(a->X, a->n_inner, sizeof(T)) &&
                          whole_vectors(a->dY, a->n_inner, sizeof(T)) &&
@@ -271,7 +266,6 @@ extern "C" liger_status liger_group_norm_bwd_cuda(const liger_group_norm_bwd_arg
       status = whole ? launch_bwd<T, vec_width<T>::value>(a, stream) : launch_bwd<T, 1>(a, stream);
     });
   }
-  const int64_t partial_rows = a->n_slices * a->n_batch;
   column_sums sums;
   sums.add(a->dW, a->dW_partial, partial_rows, a->n_channels, a->w_dtype);
   sums.add(a->dbias, a->dbias_partial, partial_rows, a->n_channels, a->bias_dtype);

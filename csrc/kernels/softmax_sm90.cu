@@ -25,9 +25,8 @@ struct slice {
   int n_vecs, n_blocks, rank;
 };
 #if CLUSTER_CODE
-namespace cg = cooperative_groups;
-__device__ __forceinline__ slice slice_of(const cg::cluster_group &cluster, int64_t n_vecs,
-                                          int64_t slice_vecs) {
+__device__
+__forceinline__ slice slice_of(const cg::cluster_group &cluster, int64_t n_vecs, int64_t slice_vecs) {
   const int n_blocks = (int)cluster.num_blocks(), rank = (int)cluster.block_rank();
   const int64_t first = rank * slice_vecs, left = n_vecs - first;
   return {blockIdx.x / n_blocks, first,
@@ -35,16 +34,6 @@ __device__ __forceinline__ slice slice_of(const cg::cluster_group &cluster, int6
                 : left < slice_vecs ? left
                                     : slice_vecs),
           n_blocks, rank};
-}
-/* every block's value, one of them in each group of n_blocks lanes; cluster.barrier_wait() before the
- * kernel ends */
-template <class V>
-__device__ __forceinline__ V exchange(cg::cluster_group &cluster, V v, V *of_block, int n_blocks) {
-  if (threadIdx.x == 0) *of_block = v;
-  cluster.sync();
-  const V theirs = *cluster.map_shared_rank(of_block, threadIdx.x & (n_blocks - 1));
-  cluster.barrier_arrive(); /* this block has read the others' */
-  return theirs;
 }
 #endif
 
@@ -59,7 +48,7 @@ __global__ void __launch_bounds__(SOFTMAX_MAX_THREADS, 1)
   softmax_fwd_part<T, N, NV>(Y + at.row * n_cols + at.first * N, X + at.row * X_row_stride + at.first * N,
                              (int)threadIdx.x, at.n_vecs, [&](softmax_state s) {
                                s = ce_block_merge(s, scratch);
-                               return ce_warp_merge(exchange(cluster, s, &of_block, at.n_blocks),
+                               return ce_warp_merge(cluster_exchange(cluster, s, &of_block, at.n_blocks),
                                                     at.n_blocks);
                              });
   cluster.barrier_wait(); /* shared memory lives until everybody has read it */
@@ -80,8 +69,8 @@ __global__ void __launch_bounds__(SOFTMAX_MAX_THREADS, 1)
                              Y + at.row * Y_row_stride + at.first * N, (int)threadIdx.x, at.n_vecs,
                              dynamic_shared + softmax_first<NV>((int)threadIdx.x), [&](float v) {
                                v = block_reduce<op_sum>(v, scratch);
-                               return warp_reduce<op_sum>(exchange(cluster, v, &of_block, at.n_blocks),
-                                                          at.n_blocks);
+                               return warp_reduce<op_sum>(
+                                   cluster_exchange(cluster, v, &of_block, at.n_blocks), at.n_blocks);
                              });
   cluster.barrier_wait();
 #endif

@@ -152,6 +152,9 @@ SPEC = OpSpec(
         _sample(1, 8, 130, 131, groups=2),
         _sample(1, 6, 20_001, groups=3),
         _sample(1, 6, 160, 128, groups=2),
+        # around what a cluster of blocks holds: channels of a block, turns of a channel, its tail
+        _sample(1, 16, 3128, groups=2),
+        _sample(1, 16, 6400, groups=1),
         _sample(3, 8, 5, groups=2, weight=False),
         _sample(3, 8, 5, groups=2, bias=False),
         _sample(3, 8, 5, groups=2, weight=False, bias=False),

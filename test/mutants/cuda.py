@@ -91,6 +91,20 @@ MUTANTS = [
         "if (from_channel >= 0) return channel;",
         ops("group_norm"),
     ),
+    (
+        "group_norm_cluster_channel_of_first_turn",
+        "csrc/kernels/group_norm_sm90.cu",
+        "return i >> log_turns;",
+        "return 0 * i >> log_turns;",
+        ops("group_norm"),
+    ),
+    (
+        "group_norm_cluster_blocks_merged_without_distance",
+        "csrc/kernels/group_norm_sm90.cu",
+        "fmaf(n * (d - rest), d - rest, s.m2)",
+        "s.m2 + 0.0f * n",
+        ops("group_norm"),
+    ),
     ("rope_backward_unturned", ROPE, "a.backward ? -1.0f : 1.0f", "1.0f", ops("rope")),
     (
         "rope_dropped_heads",
@@ -259,7 +273,7 @@ MUTANTS = [
     ),
     (
         "softmax_cluster_alone",
-        "csrc/kernels/softmax_sm90.cu",
+        "csrc/kernels/cluster_sm90.cuh",
         "threadIdx.x & (n_blocks - 1));",
         "threadIdx.x & 0);",
         ops("softmax"),
