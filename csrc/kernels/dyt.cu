@@ -5,18 +5,21 @@
  * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; gamma beta dgamma dbeta (n_cols); alpha dalpha (1)
  * Rounding   fp32 to the end, one rounding at the store
  * Floor      fwd 2*N*s bytes;  bwd 3*N*s    (N = n_rows*n_cols)
- * Plan       a thread owns 16 bytes of columns and walks down the rows, ROWS of them in flight, with the
- *            parameters of its columns in registers. Narrow rows lie side by side in a block, wide ones in
- *            several. Backward: a grid of what resides at once; sums in registers, a partial row for each
- *            group of threads and one dalpha a block, then fixed-order column sums. Where rows are not made of
+ * Plan       a thread owns 16 bytes of columns and walks down the rows, with the parameters of its columns in
+ *            registers. Narrow rows lie side by side in a block, wide ones in several. Forward: small blocks of
+ *            ROWS neighbouring rows a thread. Backward: a grid of what resides at once, through a ring in shared
+ *            memory in which the next rows are on their way; sums in registers, a partial row for each group
+ *            of threads and one dalpha a block, then fixed-order column sums in one launch. Where rows are not made of
  *            aligned vectors the same threads move the same elements one by one, so the bits are the same
  * Source     arXiv:2503.10622 */
 #include "primitives.cuh"
 
 namespace {
 
-constexpr int THREADS = 256, ROWS = 4;
-constexpr int BWD_BLOCKS_PER_SM = 2; /* what the registers of ROWS rows and three sums let reside */
+constexpr int THREADS = 256, FWD_THREADS = 128;
+constexpr int ROWS = 4;              /* of a thread in forward; at least as many in backward */
+constexpr int BWD_BLOCKS_PER_SM = 3; /* what the registers of the parameters and three sums let reside */
+constexpr int STAGES = 4;            /* rows of a thread in shared memory, all but one of them on their way */
 
 /* tanh x, and 1 - tanh^2 x without cancellation. EXACT: for fp32 results; below, the error of the fast
  * exponential stays under that of a rounding to 16 bits */
@@ -100,14 +103,17 @@ __device__ __forceinline__ void load_columns(float (&out)[VEC], const void *p, i
 
 /* ---- forward ------------------------------------------------------------------------------------------- */
 template <typename T, bool VECTORS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(FWD_THREADS)
     dyt_fwd_kernel(const liger_dyt_fwd_args args, const dyt_plan plan) {
   constexpr int VEC = vec_width<T>::value;
   const dyt_place at(plan, args.n_cols, VEC);
   if (at.n == 0) return;
   const T *X = (const T *)args.X + at.col;
   T *Y = (T *)args.Y + at.col;
-  const int64_t first = at.group_row, step = plan.n_partials(); /* rows first, first + step, ... */
+  /* rows first, first + step, ...: those of a block are neighbours */
+  const int64_t first = at.group_row +
+                        (int64_t)(blockIdx.x / (unsigned)plan.col_tiles) * plan.groups * (ROWS - 1);
+  const int step = plan.groups;
   vec<T, VEC> x[ROWS];
 #pragma unroll
   for (int k = 0; k < ROWS; k++)
@@ -136,6 +142,8 @@ __global__ void __launch_bounds__(THREADS, BWD_BLOCKS_PER_SM)
     dyt_bwd_kernel(const liger_dyt_bwd_args args, const dyt_plan plan) {
   constexpr int VEC = vec_width<T>::value;
   __shared__ float scratch[BLOCK_SCRATCH];
+  __shared__ uint4 slots[VECTORS ? STAGES * 2 * THREADS : 1];
+  const row_ring<1, GPU_MIN_LANES, STAGES, 2> ring(slots); /* the thread's own, so no barrier */
   const dyt_place at(plan, args.n_cols, VEC);
   const T *X = (const T *)args.X + at.col, *dY = (const T *)args.dY + at.col;
   T *dX = (T *)args.dX + at.col;
@@ -143,54 +151,75 @@ __global__ void __launch_bounds__(THREADS, BWD_BLOCKS_PER_SM)
   load_as_f32<1>(alpha, args.alpha, 0, args.alpha_dtype);
   load_columns<VEC>(gamma, args.gamma, at.col, at.n, args.gamma_dtype);
   const int64_t step = plan.n_partials(), n_rows = at.n ? args.n_rows : 0; /* all meet at the reduction */
-  for (int64_t row = at.group_row; row < n_rows; row += ROWS * step) {
-    vec<T, VEC> x[ROWS], dy[ROWS];
+  int64_t next_row = at.group_row;
+  const auto fetch = [&](int stage) {
+    gpu_copy_async(ring.slot(stage, 0, 0), X, next_row < n_rows);
+    gpu_copy_async(ring.slot(stage, 1, 0), dY, next_row < n_rows);
+    gpu_copy_commit();
+    next_row += step;
+    X += step * args.X_row_stride;
+    dY += step * args.dY_row_stride;
+  };
+  X += next_row * args.X_row_stride;
+  dY += next_row * args.dY_row_stride;
+  dX += next_row * args.n_cols;
+  if constexpr (VECTORS) {
 #pragma unroll
-    for (int k = 0; k < ROWS; k++)
-      if (row + k * step < n_rows) {
-        x[k] = load_part<T, VECTORS, VEC>(X + (row + k * step) * args.X_row_stride, at.n);
-        dy[k] = load_part<T, VECTORS, VEC>(dY + (row + k * step) * args.dY_row_stride, at.n);
-      }
+    for (int s = 0; s < STAGES - 1; s++) fetch(s);
+  }
+  int stage = 0;
+  for (int64_t row = at.group_row; row < n_rows; row += step, dX += step * args.n_cols) {
+    float v[VEC], g[VEC];
+    if constexpr (VECTORS) {
+      fetch(stage == 0 ? STAGES - 1 : stage - 1);
+      gpu_copy_wait<STAGES - 1>();
+      unpack(v, ring.template read<T>(stage, 0, 0));
+      unpack(g, ring.template read<T>(stage, 1, 0));
+      stage = stage == STAGES - 1 ? 0 : stage + 1;
+    } else {
+      unpack(v, load_part<T, false, VEC>(X, at.n));
+      unpack(g, load_part<T, false, VEC>(dY, at.n));
+      X += step * args.X_row_stride;
+      dY += step * args.dY_row_stride;
+    }
 #pragma unroll
-    for (int k = 0; k < ROWS; k++)
-      if (row + k * step < n_rows) {
-        float v[VEC], g[VEC];
-        unpack(v, x[k]);
-        unpack(g, dy[k]);
-#pragma unroll
-        for (int j = 0; j < VEC; j++) {
-          float slope;
-          const float t = tanh_and_slope<sizeof(T) == 4>(alpha[0] * v[j], &slope);
-          const float u = g[j] * gamma[j] * slope;
-          dgamma[j] = fmaf(g[j], t, dgamma[j]);
-          dbeta[j] += g[j];
-          dalpha = fmaf(u, v[j], dalpha);
-          v[j] = u * alpha[0];
-        }
-        store_part<T, VECTORS, VEC>(dX + (row + k * step) * args.n_cols, v, at.n);
-      }
+    for (int j = 0; j < VEC; j++) {
+      float slope;
+      const float t = tanh_and_slope<sizeof(T) == 4>(alpha[0] * v[j], &slope);
+      const float u = g[j] * gamma[j] * slope;
+      dgamma[j] = fmaf(g[j], t, dgamma[j]);
+      dbeta[j] += g[j];
+      dalpha = fmaf(u, v[j], dalpha);
+      v[j] = u * alpha[0];
+    }
+    store_part<T, VECTORS, VEC>(dX, v, at.n);
   }
   if (!args.workspace) return;
   const int64_t n = step * args.n_cols, mine = at.group_row * args.n_cols + at.col;
   float *const to = (float *)args.workspace;
+  if (VECTORS && at.n) {
+    if (args.dgamma) store_f32<VEC>(to + mine, dgamma);
+    if (args.dbeta) store_f32<VEC>(to + n + mine, dbeta);
+  } else {
 #pragma unroll
-  for (int j = 0; j < VEC; j++)
-    if (j < at.n) {
-      if (args.dgamma) to[mine + j] = dgamma[j];
-      if (args.dbeta) to[n + mine + j] = dbeta[j];
-    }
+    for (int j = 0; j < VEC; j++)
+      if (j < at.n) {
+        if (args.dgamma) to[mine + j] = dgamma[j];
+        if (args.dbeta) to[n + mine + j] = dbeta[j];
+      }
+  }
   dalpha = block_reduce<op_sum>(dalpha, scratch);
   if (threadIdx.x == 0) to[2 * n + blockIdx.x] = dalpha;
 }
 
 /* ---- launching ----------------------------------------------------------------------------------------- */
 /* row_blocks: as many as ROWS rows a thread need, at most `most` blocks in all. A pure function of the sizes. */
-dyt_plan plan_rows(int64_t n_rows, int64_t n_cols, int elem_size, int64_t most) {
+dyt_plan plan_rows(int64_t n_rows, int64_t n_cols, int elem_size, int threads, int64_t most) {
   const int vec = 16 / elem_size;
   const int64_t n_vecs = n_cols ? (n_cols + vec - 1) / vec : 1;
   dyt_plan p = {1, 0, 0, 0};
-  while (p.threads_per_row < THREADS && p.threads_per_row < n_vecs) p.threads_per_row *= 2;
-  p.groups = THREADS / p.threads_per_row;
+  while (p.threads_per_row < threads && p.threads_per_row < n_vecs) p.threads_per_row *= 2;
+  p.groups = threads / p.threads_per_row;
   p.col_tiles = (n_vecs + p.threads_per_row - 1) / p.threads_per_row;
   const int64_t rows = (int64_t)p.groups * ROWS, wanted = (n_rows + rows - 1) / rows;
   const int64_t limit = most / p.col_tiles > 0 ? most / p.col_tiles : 1;
@@ -199,7 +228,7 @@ dyt_plan plan_rows(int64_t n_rows, int64_t n_cols, int elem_size, int64_t most) 
 }
 int size_of(liger_dtype t) { return t == LIGER_F32 ? 4 : 2; }
 dyt_plan plan_bwd(int64_t n_rows, int64_t n_cols, liger_dtype t) {
-  return plan_rows(n_rows, n_cols, size_of(t), (int64_t)gpu_multiprocessors() * BWD_BLOCKS_PER_SM);
+  return plan_rows(n_rows, n_cols, size_of(t), THREADS, (int64_t)gpu_multiprocessors() * BWD_BLOCKS_PER_SM);
 }
 
 } // namespace
@@ -207,14 +236,14 @@ dyt_plan plan_bwd(int64_t n_rows, int64_t n_cols, liger_dtype t) {
 extern "C" liger_status liger_dyt_fwd_cuda(const liger_dyt_fwd_args *a, void *stream_) {
   const gpu_stream stream = (gpu_stream)stream_;
   if (a->n_rows == 0 || a->n_cols == 0) return LIGER_OK;
-  const dyt_plan plan = plan_rows(a->n_rows, a->n_cols, size_of(a->x_dtype), INT64_MAX);
+  const dyt_plan plan = plan_rows(a->n_rows, a->n_cols, size_of(a->x_dtype), FWD_THREADS, INT64_MAX);
   if (plan.row_blocks * plan.col_tiles > GPU_MAX_GRID) return LIGER_ERR_SIZE;
   const unsigned grid = (unsigned)(plan.row_blocks * plan.col_tiles);
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     if (rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
         rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T)))
-      dyt_fwd_kernel<T, true><<<grid, THREADS, 0, stream>>>(*a, plan);
-    else dyt_fwd_kernel<T, false><<<grid, THREADS, 0, stream>>>(*a, plan);
+      dyt_fwd_kernel<T, true><<<grid, FWD_THREADS, 0, stream>>>(*a, plan);
+    else dyt_fwd_kernel<T, false><<<grid, FWD_THREADS, 0, stream>>>(*a, plan);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }
@@ -234,7 +263,7 @@ extern "C" liger_status liger_dyt_bwd_cuda(const liger_dyt_bwd_args *a, void *st
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     if (rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
         rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
-        rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T)))
+        rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T)) && (uintptr_t)a->workspace % 16 == 0)
       dyt_bwd_kernel<T, true><<<grid, THREADS, 0, stream>>>(*a, plan);
     else dyt_bwd_kernel<T, false><<<grid, THREADS, 0, stream>>>(*a, plan);
   });
