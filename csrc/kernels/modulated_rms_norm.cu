@@ -6,16 +6,17 @@
  * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; scale shift (n_modulations, n_cols); W (n_cols)
  * Casting    llama: round X * rstd to X's dtype, then times M.  gemma, none: no rounding before the store
  * Floor      fwd 2*N*s bytes;  bwd 3*N*s    (N = n_rows*n_cols; modulations of many rows)
- * Plan       a block per row in turn, 32 to 512 threads with 2 vectors of 16 bytes each in registers, several
- *            blocks to a multiprocessor. Backward: a block has whole modulations or a piece of one, so that its
- *            sums G end with it; pieces are added in fixed order. Rows that are too wide or not made of aligned
- *            vectors are looped over, their sums in the workspace, where a thread owns its columns
+ * Plan       forward: a block per row, 32 to 512 threads with 4 vectors of 16 bytes each in registers. Backward: 2
+ *            vectors, M and the sums G in registers, the next rows on their way to shared memory; a block has whole
+ *            modulations or a piece of one, so that its sums end with it, and one column sum adds the pieces in
+ *            fixed order. Rows that are too wide or not made of aligned vectors are looped over, their sums in the
+ *            workspace, where a thread owns its columns
  * Source     arXiv:2212.09748 (adaLN), arXiv:1910.07467 */
 #include "row_part.cuh"
 
 namespace {
 
-constexpr int ROW_VECTORS = 2, BWD_THREADS_PER_SM = 1024, FWD_TURNS = 4;
+constexpr int FWD_VECTORS = 4, BWD_VECTORS = 2, BWD_THREADS_PER_SM = 512;
 
 /* w = W + offset, one_scale = 1 + scale of a thread's columns */
 template <int VEC, class Args>
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     modulated_rms_norm_bwd_kernel(const liger_modulated_rms_norm_bwd_args a, int64_t pieces,
                                   int threads_per_row) {
   __shared__ float scratch[2][1][BLOCK_SCRATCH];
+  extern __shared__ uint4 dynamic_shared[];
   row_part<T, NV, VEC> part(threads_per_row, a.n_cols);
   const float inv_n = 1.0f / (float)a.n_cols;
   const int64_t rows_each = a.n_rows / a.n_modulations, block = blockIdx.x, piece = block % pieces;
@@ -98,6 +100,13 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   for (int i = 0; i < part.count(); i++)
     if (part.owns(i))
       for (int j = 0; j < VEC; j++) dw[part.col(i) + j] = 0.0f;
+  /* a block's rows are neighbours, of one modulation after the other */
+  int64_t row, end;
+  piece_of(piece, pieces, rows_each, &row, &end);
+  row += s * rows_each;
+  end += (last_s - 1) * rows_each;
+  row_feed<T, NV, VEC> feed(dynamic_shared, part, a, row, 1, end - row);
+  float next_r = row < end ? ((const float *)a.rstd)[row] : 0.0f; /* a turn ahead, like the rows */
   int parity = 0;
   for (; s < last_s; s++) {
     const int64_t slot = pieces > 1 ? piece * a.n_modulations + s : block;
@@ -108,30 +117,41 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
       for (int i = 0; i < part.count(); i++)
         if (part.owns(i))
           for (int j = 0; j < VEC; j++) g_row[part.col(i) + j] = h_row[part.col(i) + j] = 0.0f;
-    int64_t row, last;
-    piece_of(piece, pieces, rows_each, &row, &last);
-    row += s * rows_each;
-    last += s * rows_each;
+    float M[NV ? NV : 1][VEC] = {}; /* of a thread's columns, where they stay the same */
+    const auto load_m = [&](float (&m)[VEC], int i) {
+      float w[VEC], one_scale[VEC];
+      load_modulation<VEC>(w, one_scale, a, s, part.col(i));
+#pragma unroll
+      for (int j = 0; j < VEC; j++) m[j] = w[j] * one_scale[j];
+    };
+    if constexpr (NV > 0) {
+#pragma unroll
+      for (int i = 0; i < NV; i++)
+        if (part.owns(i)) load_m(M[i], i);
+    }
+    const int64_t last = pieces == 1 ? (s + 1) * rows_each : end;
     for (; row < last; row++, parity ^= 1) {
-      float v[VEC], dy[VEC], w[VEC], one_scale[VEC], sum[1] = {};
-      const float r = ((const float *)a.rstd)[row];
-      part.open((const T *)a.X + row * a.X_row_stride, (const T *)a.dY + row * a.dY_row_stride, true);
+      float v[VEC], dy[VEC], sum[1] = {};
+      const float r = next_r;
+      if (row + 1 < end) next_r = ((const float *)a.rstd)[row + 1];
+      if constexpr (NV > 0) feed.next(part);
+      else part.open((const T *)a.X + row * a.X_row_stride, (const T *)a.dY + row * a.dY_row_stride, true);
 #pragma unroll NV> 0 ? NV : 1
       for (int i = 0; i < part.count(); i++)
         if (part.owns(i)) {
           part.get(i, v, dy);
-          load_modulation<VEC>(w, one_scale, a, s, part.col(i));
+          if constexpr (NV == 0) load_m(M[0], i);
 #pragma unroll
           for (int j = 0; j < VEC; j++) {
-            const float g = dy[j] * v[j] * r;
+            const float g = dy[j] * r, m = g * M[NV ? i : 0][j];
             if constexpr (NV > 0) {
-              G[i][j] += g;
+              G[i][j] = fmaf(g, v[j], G[i][j]);
               H[i][j] += dy[j];
             } else {
-              g_row[part.col(i) + j] += g;
+              g_row[part.col(i) + j] += g * v[j];
               h_row[part.col(i) + j] += dy[j];
             }
-            sum[0] = fmaf(g, w[j] * one_scale[j], sum[0]);
+            sum[0] = fmaf(m, v[j], sum[0]);
           }
         }
       norm_row_sums(sum, threads_per_row, scratch[parity]);
@@ -140,9 +160,9 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
       for (int i = 0; i < part.count(); i++)
         if (part.owns(i)) {
           part.get(i, v, dy);
-          load_modulation<VEC>(w, one_scale, a, s, part.col(i));
+          if constexpr (NV == 0) load_m(M[0], i);
 #pragma unroll
-          for (int j = 0; j < VEC; j++) v[j] = fmaf(-slope, v[j], dy[j] * r * (w[j] * one_scale[j]));
+          for (int j = 0; j < VEC; j++) v[j] = fmaf(-slope, v[j], dy[j] * r * M[NV ? i : 0][j]);
           store_vec<T, VEC>((T *)a.dX + row * a.n_cols + part.col(i), pack<T, VEC>(v));
         }
     }
@@ -171,11 +191,11 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
 /* ---- launching: a plan of the row's size, which does not ask for alignment ----------------------------- */
 int size_of(liger_dtype t) { return t == LIGER_F32 ? 4 : 2; }
 /* threads of a row that fits their registers; 0: it does not */
-int row_threads(int64_t n_cols, int elem_size) {
-  const int64_t n_vecs = (n_cols * elem_size + 15) / 16;
-  if (n_vecs > (int64_t)ROW_VECTORS * NORM_MAX_THREADS) return 0;
+int row_threads(int64_t n_cols, int elem_size, int vectors) {
+  const int64_t n_vecs = norm_vectors(n_cols, elem_size);
+  if (n_vecs > (int64_t)vectors * NORM_MAX_THREADS) return 0;
   int threads = GPU_MIN_LANES;
-  while ((int64_t)threads * ROW_VECTORS < n_vecs) threads *= 2;
+  while ((int64_t)threads * vectors < n_vecs) threads *= 2;
   return threads;
 }
 } // namespace
@@ -185,18 +205,17 @@ extern "C" liger_status liger_modulated_rms_norm_fwd_cuda(const liger_modulated_
   const gpu_stream stream = (gpu_stream)stream_;
   if (a->n_rows == 0 || a->n_cols == 0) return LIGER_OK;
   if (a->n_rows > GPU_MAX_GRID) return LIGER_ERR_SIZE;
-  const int64_t least = (int64_t)gpu_multiprocessors() * 16, turns = (a->n_rows + FWD_TURNS - 1) / FWD_TURNS;
-  const unsigned grid = (unsigned)(turns > least ? turns : a->n_rows < least ? a->n_rows : least);
+  const unsigned grid = (unsigned)a->n_rows;
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     constexpr int VEC = vec_width<T>::value;
     const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
                          rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T));
-    const int threads = row_threads(a->n_cols, sizeof(T));
+    const int threads = row_threads(a->n_cols, sizeof(T), FWD_VECTORS);
     if (!aligned)
       modulated_rms_norm_fwd_kernel<T, 0, 1><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, NORM_MAX_THREADS);
     else if (threads == 0)
       modulated_rms_norm_fwd_kernel<T, 0, VEC><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, NORM_MAX_THREADS);
-    else modulated_rms_norm_fwd_kernel<T, ROW_VECTORS, VEC><<<grid, threads, 0, stream>>>(*a, threads);
+    else modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, VEC><<<grid, threads, 0, stream>>>(*a, threads);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }
@@ -204,10 +223,10 @@ extern "C" liger_status liger_modulated_rms_norm_fwd_cuda(const liger_modulated_
 extern "C" int64_t liger_modulated_rms_norm_bwd_blocks_cuda(int64_t n_rows, int64_t n_cols,
                                                             int64_t n_modulations, liger_dtype x_dtype) {
   if (n_modulations < 1) return 1;
-  const int threads = row_threads(n_cols, size_of(x_dtype));
+  const int threads = row_threads(n_cols, size_of(x_dtype), BWD_VECTORS);
   const int64_t target = (int64_t)gpu_multiprocessors() *
                          (BWD_THREADS_PER_SM / (threads ? threads : NORM_MAX_THREADS));
-  const int64_t most = n_rows / n_modulations, wanted = (target + n_modulations - 1) / n_modulations;
+  const int64_t most = n_rows / n_modulations, wanted = target / n_modulations;
   const int64_t pieces = wanted < most ? wanted : most;
   return pieces > 1 ? pieces * n_modulations : n_modulations < target ? n_modulations : target;
 }
@@ -225,15 +244,16 @@ extern "C" liger_status liger_modulated_rms_norm_bwd_cuda(const liger_modulated_
       const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
                            rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
                            rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T));
-      const int threads = row_threads(a->n_cols, sizeof(T));
+      const int threads = row_threads(a->n_cols, sizeof(T), BWD_VECTORS);
+      const auto fed = modulated_rms_norm_bwd_kernel<T, BWD_VECTORS, VEC>;
+      const size_t shared = row_feed<T, BWD_VECTORS, VEC>::bytes(threads);
       if (!aligned)
         modulated_rms_norm_bwd_kernel<T, 0, 1>
             <<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, pieces, NORM_MAX_THREADS);
-      else if (threads == 0)
+      else if (threads == 0 || !gpu_allow_shared(fed, shared))
         modulated_rms_norm_bwd_kernel<T, 0, VEC>
             <<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, pieces, NORM_MAX_THREADS);
-      else
-        modulated_rms_norm_bwd_kernel<T, ROW_VECTORS, VEC><<<grid, threads, 0, stream>>>(*a, pieces, threads);
+      else fed<<<grid, threads, shared, stream>>>(*a, pieces, threads);
     });
   const liger_status status = (liger_status)LIGER_RT(GetLastError)();
   const int64_t each = a->n_blocks * a->n_cols, all = n_mods * a->n_cols;

@@ -7,15 +7,16 @@
  * Floor      fwd 2*N*s bytes;  bwd 3*N*s    (N = n_rows*n_cols)
  * Plan       32 to 512 threads a row with 2 or 4 vectors of 16 bytes each in registers, so a row is read once;
  *            several blocks to a multiprocessor, each at another stage of its row. Backward: a persistent grid,
- *            so that the parameters' four sums are few, then column sums in fixed order. Rows that are too wide
+ *            so that the parameters' four sums are few, with the next rows on their way to shared memory, then
+ *            column sums in fixed order. Rows that are too wide
  *            or not made of aligned vectors are looped over, from cache the second time
  * Source     arXiv:2411.03884 */
 #include "row_part.cuh"
 
 namespace {
 
-constexpr int WIDE = 512;                /* vectors in a row from which on a thread takes 4 of them */
-constexpr int BWD_THREADS_PER_SM = 1024; /* what the registers let reside */
+constexpr int WIDE = 128;               /* vectors in a row from which on a thread takes 4 of them */
+constexpr int BWD_THREADS_PER_SM = 512; /* what the ring lets reside */
 
 __device__ __forceinline__ void load_weights(float (&w)[3], const void *W, liger_dtype t) {
 #pragma unroll
@@ -77,18 +78,29 @@ template <typename T, int NV, int VEC>
 __global__ void __launch_bounds__(NORM_MAX_THREADS)
     poly_norm_bwd_kernel(const liger_poly_norm_bwd_args a, int threads_per_row) {
   __shared__ float scratch[2][4][BLOCK_SCRATCH];
+  extern __shared__ uint4 dynamic_shared[];
   row_part<T, NV, VEC> part(threads_per_row, a.n_cols);
   float w[3], total[4] = {};
   load_weights(w, a.W, a.w_dtype);
   const float inv_n = 1.0f / (float)a.n_cols;
   auto &at = part.at;
+  row_feed<T, NV, VEC> feed(dynamic_shared, part, a, at.row, at.step,
+                            (a.n_rows - at.row + at.step - 1) / at.step);
+  float next_r[3] = {}; /* a turn ahead, like the rows */
+#pragma unroll
+  for (int k = 0; k < 3; k++)
+    if (at.row < a.n_rows) next_r[k] = ((const float *)a.rstd)[3 * at.row + k];
   for (int parity = 0; at.row - at.group < a.n_rows; at.row += at.step, parity ^= 1) {
     const bool live = at.row < a.n_rows;
-    float v[VEC], g[VEC], sum[4] = {}, r[3] = {};
-    part.open((const T *)a.X + at.row * a.X_row_stride, (const T *)a.dY + at.row * a.dY_row_stride, live);
+    float v[VEC], g[VEC], sum[4] = {}, r[3];
+    if constexpr (NV > 0) feed.next(part);
+    else
+      part.open((const T *)a.X + at.row * a.X_row_stride, (const T *)a.dY + at.row * a.dY_row_stride, live);
 #pragma unroll
-    for (int k = 0; k < 3; k++)
-      if (live) r[k] = ((const float *)a.rstd)[3 * at.row + k];
+    for (int k = 0; k < 3; k++) {
+      r[k] = next_r[k];
+      if (at.row + at.step < a.n_rows) next_r[k] = ((const float *)a.rstd)[3 * (at.row + at.step) + k];
+    }
 #pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++)
       if (NV || part.owns(i)) {
@@ -158,6 +170,15 @@ template <class Args, class Kernel>
 void start(Kernel kernel, const Args *a, const norm_plan &p, int64_t grid, gpu_stream stream) {
   kernel<<<(unsigned)grid, p.threads, 0, stream>>>(*a, p.threads_per_row);
 }
+/* false: the ring does not fit this device */
+template <typename T, int NV, int VEC>
+bool start_fed(const liger_poly_norm_bwd_args *a, const norm_plan &p, int64_t grid, gpu_stream stream) {
+  const auto kernel = poly_norm_bwd_kernel<T, NV, VEC>;
+  const size_t shared = row_feed<T, NV, VEC>::bytes(p.threads);
+  if (!gpu_allow_shared(kernel, shared)) return false;
+  kernel<<<(unsigned)grid, p.threads, shared, stream>>>(*a, p.threads_per_row);
+  return true;
+}
 } // namespace
 
 extern "C" liger_status liger_poly_norm_fwd_cuda(const liger_poly_norm_fwd_args *a, void *stream_) {
@@ -195,8 +216,9 @@ extern "C" liger_status liger_poly_norm_bwd_cuda(const liger_poly_norm_bwd_args 
     /* a looped row has a whole block, so there are as many blocks as partial sums */
     if (!aligned) start(poly_norm_bwd_kernel<T, 0, 1>, a, loop, a->n_blocks, stream);
     else if (p.vectors == 0) start(poly_norm_bwd_kernel<T, 0, VEC>, a, loop, a->n_blocks, stream);
-    else if (p.vectors == 2) start(poly_norm_bwd_kernel<T, 2, VEC>, a, p, grid, stream);
-    else start(poly_norm_bwd_kernel<T, 4, VEC>, a, p, grid, stream);
+    else if (!(p.vectors == 2 ? start_fed<T, 2, VEC>(a, p, grid, stream)
+                              : start_fed<T, 4, VEC>(a, p, grid, stream)))
+      start(poly_norm_bwd_kernel<T, 0, VEC>, a, loop, a->n_blocks, stream);
   });
   const liger_status status = (liger_status)LIGER_RT(GetLastError)();
   const float *const from = (const float *)a->workspace;

@@ -46,5 +46,54 @@ template <typename T, int NV, int VEC> struct row_part {
     }
   }
 };
+
+/* The rows of a persistent block on their way to its registers: X and dY of `left` rows from `row` on, every `step`th,
+ * fetched ahead through a ring in shared memory, which has row_feed::bytes(threads). NV > 0. */
+template <typename T, int NV, int VEC> struct row_feed {
+  static constexpr int STAGES = 3;
+  typedef row_ring<NV, 32, STAGES, 2> ring_t;
+  ring_t ring;
+  const T *X, *dY;
+  int64_t X_step, dY_step, left;
+  int stage;
+  static constexpr size_t bytes(int threads) { return ring_t::bytes(threads); }
+  template <class Args>
+  __device__ __forceinline__ row_feed(uint4 *shared, const row_part<T, NV, VEC> &part, const Args &a,
+                                      int64_t row, int64_t step, int64_t left)
+      : ring(shared), X((const T *)a.X + row * a.X_row_stride + part.col(0)),
+        dY((const T *)a.dY + row * a.dY_row_stride + part.col(0)), X_step(step * a.X_row_stride),
+        dY_step(step * a.dY_row_stride), left(left), stage(0) {
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) fetch(s, part);
+  }
+  __device__ __forceinline__ void fetch(int to, const row_part<T, NV, VEC> &part) {
+    ring.fetch(to, 0, X, left > 0, part.at);
+    ring.fetch(to, 1, dY, left > 0, part.at);
+    gpu_copy_commit();
+    X += X_step;
+    dY += dY_step;
+    left--;
+  }
+  /* the next row, or zeros where there is none, becomes what `part` has */
+  __device__ __forceinline__ void next(row_part<T, NV, VEC> &part) {
+    fetch(stage == 0 ? STAGES - 1 : stage - 1, part);
+    gpu_copy_wait<STAGES - 1>();
+    part.dY = dY; /* there is one */
+#pragma unroll
+    for (int i = 0; i < NV; i++) {
+      part.x[i] = ring.template read<T>(stage, 0, i);
+      part.dy[i] = ring.template read<T>(stage, 1, i);
+    }
+    stage = stage == STAGES - 1 ? 0 : stage + 1;
+  }
+};
+/* a kernel that walks over memory has none */
+template <typename T, int VEC> struct row_feed<T, 0, VEC> {
+  static constexpr size_t bytes(int) { return 0; }
+  template <class Args>
+  __device__ __forceinline__ row_feed(uint4 *, const row_part<T, 0, VEC> &, const Args &, int64_t, int64_t,
+                                      int64_t) {}
+  __device__ __forceinline__ void next(row_part<T, 0, VEC> &) {}
+};
 } // namespace
 #endif

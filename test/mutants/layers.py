@@ -27,8 +27,8 @@ MUTANTS = [
     (
         "glue_shape_unchecked",
         TORCH_RMS,
-        "  const std::optional<Arg> w = liger::check_param(op, weight, \"weight\", x);\n  const liger::Scope scope(x);\n"
-        "  const liger::Rows rx = liger::rows(x);\n  Tensor y",
+        '  const std::optional<Arg> w = liger::check_param(op, weight, "weight", x);\n'
+        "  const liger::Scope scope(x);\n  const liger::Rows rx = liger::rows(x);\n  Tensor y",
         '  std::optional<Arg> w;\n  if (weight) w.emplace(liger::dense(Arg(*weight, "weight")));\n'
         "  const liger::Scope scope(x);\n  const liger::Rows rx = liger::rows(x);\n  Tensor y",
         ops("rms_norm", "error_names"),
