@@ -23,7 +23,6 @@
 #define GPU_LANES 32
 #endif
 #define GPU_MIN_LANES 32
-#define GPU_MAX_LANES (LIGER_HIP ? 64 : 32)
 
 typedef LIGER_RT(Stream_t) gpu_stream;
 

@@ -13,37 +13,48 @@
 
 namespace {
 
-/* Blocks of one warp, which come and go one by one, and plain accesses: both measured, each some 3 % of the
- * time. */
-constexpr int THREADS = GPU_MAX_LANES, BLOCKS_PER_SM = 16;
+/* Small blocks, which come and go one by one, and plain accesses: both measured, each some 3 % of the time. */
+constexpr int THREADS = 64, BLOCKS_PER_SM = 12;
 constexpr int HEADS = 4; /* 8 loads of 16 bytes in flight, and one look-up of the angles for all of them */
+
+/* n / d by a product where n < 2^31 (Granlund and Montgomery, PLDI 1994). A thread divides before its first
+ * load can start, so this is 1 % of the time. */
+struct divisor {
+  int64_t d;
+  uint32_t factor;
+  int shift;
+};
+divisor divisor_of(int64_t d) {
+  divisor r = {d, 0, 0};
+  while (r.shift < 31 && ((int64_t)1 << r.shift) < d) r.shift++;
+  if (d < (int64_t)1 << 31)
+    r.factor = (uint32_t)((((uint64_t)1 << 32) * (((uint64_t)1 << r.shift) - d)) / d + 1);
+  return r;
+}
+__device__ __forceinline__ int64_t divide(int64_t n, const divisor &by) {
+  return n >> 31 ? n / by.d : (int64_t)((__umulhi((uint32_t)n, by.factor) + (uint32_t)n) >> by.shift);
+}
 
 /* A token is `groups` items of up to HEADS neighbouring heads, the first `q_groups` of them Q's, so that a
  * thread steps through one tensor with one stride. An item is `columns` threads, a vector of each half
  * apiece. Neighbouring items are those whose bytes are nearest: of a token where its heads lie together, else
  * of neighbouring tokens. */
 struct rope_plan {
-  int columns, q_groups, groups;
+  int q_groups, groups;
   bool tokens_together;
+  divisor columns, inner, middle;
 };
-
-/* a 64-bit division costs as much as the rest of the look-up */
-__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
-  return (a | b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
-}
 
 template <typename T, int VEC>
 __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     rope_kernel(const liger_rope_args a, const rope_plan plan) {
-  const int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, item = divide(thread, plan.columns);
-  const int col = (int)(thread - item * plan.columns) * VEC;
-  const int64_t n_inner = plan.tokens_together ? a.seq_len : plan.groups,
-                n_middle = plan.tokens_together ? plan.groups : a.seq_len;
-  const int64_t outer = divide(item, n_inner), inner = item - outer * n_inner, b = divide(outer, n_middle),
-                middle = outer - b * n_middle;
+  const int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, item = divide(thread, plan.columns),
+                outer = divide(item, plan.inner), b = divide(outer, plan.middle);
   if (b >= a.batch) return;
-  const int64_t t = plan.tokens_together ? inner : middle;
-  const int group = (int)(plan.tokens_together ? middle : inner);
+  const int64_t inner = item - outer * plan.inner.d, middle = outer - b * plan.middle.d,
+                t = plan.tokens_together ? inner : middle;
+  const int group = (int)(plan.tokens_together ? middle : inner),
+            col = (int)(thread - item * plan.columns.d) * VEC;
   const int half = (int)(a.rotary_dim / 2);
   const bool is_q = group < plan.q_groups;
   const int first = (is_q ? group : group - plan.q_groups) * HEADS;
@@ -100,7 +111,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     in -= HEADS * in_at.head;
     out -= HEADS * out_at.head;
     for (int i = 0; i < HEADS && i < n; i++)
-      for (int64_t rest = 2 * half; col + rest < a.head_dim; rest += plan.columns * VEC)
+      for (int64_t rest = 2 * half; col + rest < a.head_dim; rest += plan.columns.d * VEC)
         store_vec<T, VEC>(out + i * out_at.head + rest, load_vec<T, VEC>(in + i * in_at.head + rest));
   }
 }
@@ -131,8 +142,15 @@ liger_status launch_rope(const liger_rope_args &a, liger_dtype t, gpu_stream str
                        vectors(a.cos, a.cos_batch_stride, a.cos_row_stride, table_size) &&
                        vectors(a.sin, a.sin_batch_stride, a.sin_row_stride, table_size);
     const liger_rope_strides &in = a.n_q_heads ? a.Q_strides : a.K_strides;
-    const rope_plan p = {(int)(whole ? half / VEC : half), (int)q_groups, (int)groups, in.token < in.head};
-    const int64_t grid = (a.batch * a.seq_len * groups * p.columns + THREADS - 1) / THREADS;
+    const bool tokens_together = in.token < in.head;
+    const int64_t columns = whole ? half / VEC : half,
+                  grid = (a.batch * a.seq_len * groups * columns + THREADS - 1) / THREADS;
+    const rope_plan p = {(int)q_groups,
+                         (int)groups,
+                         tokens_together,
+                         divisor_of(columns),
+                         divisor_of(tokens_together ? a.seq_len : groups),
+                         divisor_of(tokens_together ? groups : a.seq_len)};
     if (grid > GPU_MAX_GRID) return LIGER_ERR_SIZE;
     if (whole) rope_kernel<T, VEC><<<(unsigned)grid, THREADS, 0, stream>>>(a, p);
     else rope_kernel<T, 1><<<(unsigned)grid, THREADS, 0, stream>>>(a, p);
