@@ -83,8 +83,11 @@ LIGER_API liger_status liger_geglu_bwd_cuda(const liger_glu_bwd_args *a, void *s
 /* ---- rope -------------------------------------------------------------------------------------------------
  * Of every head's vector x, with h = rotary_dim / 2 and the angle's cosine c_i and sine s_i of the token's
  * position:
- *   y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h),   y_j = x_j   (j >= rotary_dim)
- * Backward is the same map with s negated. Only the first h columns of the tables are read. */
+ *   y_p = x_p c_i - x_r s_i,   y_r = x_r c_i + x_p s_i   (i < h),   y_j = x_j   (j >= rotary_dim)
+ * (p, r) = (i, i + h), or (2i, 2i + 1) when interleaved. Backward is the same map with s negated. Only the
+ * first h columns of the tables are read.
+ * M-RoPE has three tables of each kind, for a token's time, height and width: columns [0, section_2) of h are
+ * of the first, [section_2, section_3) of the second, the rest of the third. One table: all of these 0. */
 typedef struct {
   int64_t batch, head, token; /* in elements; the last dimension is contiguous */
 } liger_rope_strides;
@@ -97,11 +100,13 @@ typedef struct {
       *position_ids; /* (batch, seq_len): rows of the tables; NULL: row = token, batch by the batch stride */
   liger_rope_strides Q_out_strides, K_out_strides, Q_strides, K_strides;
   int64_t cos_batch_stride, cos_row_stride, sin_batch_stride, sin_row_stride;
+  int64_t table_col_stride; /* 1, or 2: complex angles (sin = cos + 1 element), or each angle twice */
+  int64_t cos_section_stride, sin_section_stride, section_2, section_3;
   int64_t position_batch_stride, position_token_stride;
   int64_t batch, n_q_heads, n_kv_heads, seq_len, head_dim, rotary_dim;
   int64_t
       n_positions; /* rows of the tables. A position outside [0, n_positions): nothing is read, the token's output is NaN */
-  int backward;
+  int interleaved, backward;
   liger_dtype q_dtype, k_dtype, table_dtype;
 } liger_rope_args;
 

@@ -190,29 +190,43 @@ def test_relu_squared(capi, shape, code):
 
 
 @pytest.mark.parametrize("backward", [0, 1])
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("tables", ["one", "complex", "three"])
 @everything
-def test_rope(capi, code, backward):
+def test_rope(capi, code, tables, interleaved, backward):
     batch, heads, seq, dim, rotary = 2, 3, 5, 22, 18
     h = rotary // 2
     x, X = random(1, (batch, heads, seq, dim), code)
     k, K = random(2, (batch, 1, seq, dim), code)
-    c, Cos = random(3, (seq, h), code)
-    s, Sin = random(4, (seq, h), code)
+    step = 2 if tables == "complex" else 1
+    if tables == "complex":
+        table, angles = random(3, (seq, h, 2), code)
+        c, s, Cos, Sin = table, table.reshape(-1)[1:], angles[..., 0], angles[..., 1]
+    else:
+        (c, Cos), (s, Sin) = (random(i, (3, seq, h), code) for i in (3, 4))
+        edges = (2, 6) if tables == "three" else (h, h)
+        parts = [slice(0, edges[0]), slice(*edges), slice(edges[1], h)]
+        Cos, Sin = (np.concatenate([t[i, :, p] for i, p in enumerate(parts)], -1) for t in (Cos, Sin))
     q_out, k_out = poisoned(x.shape, code), poisoned(k.shape, code)
     q_strides, k_strides = (heads * seq * dim, seq * dim, dim), (seq * dim, seq * dim, dim)
     args = dict(
         Q_out=q_out, K_out=k_out, Q=x, K=k, cos=c, sin=s, Q_strides=q_strides, Q_out_strides=q_strides
     )
     args |= dict(
-        K_strides=k_strides, K_out_strides=k_strides, cos_row_stride=h, sin_row_stride=h, batch=batch
+        K_strides=k_strides, K_out_strides=k_strides, cos_row_stride=h * step, sin_row_stride=h * step, batch=batch
     )
+    args |= dict(table_col_stride=step, interleaved=interleaved)
+    if tables == "three":
+        args |= dict(cos_section_stride=seq * h, sin_section_stride=seq * h, section_2=2, section_3=6)
     args |= dict(n_q_heads=heads, n_kv_heads=1, seq_len=seq, head_dim=dim, rotary_dim=rotary, n_positions=seq)
     args |= dict(backward=backward, q_dtype=code, k_dtype=code, table_dtype=code)
     halves(capi.rope, batch * seq, **args)
     for got, V in ((q_out, X), (k_out, K)):
-        lo, hi, sign = V[..., :h], V[..., h:rotary], -1 if backward else 1
-        want = [lo * Cos - sign * hi * Sin, hi * Cos + sign * lo * Sin, V[..., rotary:]]
-        close(got, np.concatenate(want, -1), code)
+        first = np.arange(h) * (2 if interleaved else 1)
+        second, sign, want = first + (1 if interleaved else h), -1 if backward else 1, V.copy()
+        want[..., first] = V[..., first] * Cos - sign * V[..., second] * Sin
+        want[..., second] = V[..., second] * Cos + sign * V[..., first] * Sin
+        close(got, want, code)
 
 
 @sized

@@ -1,14 +1,15 @@
-/* rope       y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h = rotary_dim / 2);
+/* rope       y_p = x_p c_i - x_r s_i,   y_r = x_r c_i + x_p s_i   (i < h = rotary_dim / 2);
  *            the rest is copied. Backward: the same with s negated
+ * Layouts    (p, r) = (i, i + h), halves, or (2i, 2i + 1), interleaved
  * Shapes     Q K (batch, n_heads, seq_len, head_dim) of any strides but the last; tables (rows, >= h), see
  *            csrc/liger.h
  * Floor      2*N*s bytes each way    (N = elements of Q and K; the tables are read once per token, for all
  *            heads)
- * Plan       one launch for Q and K. A thread owns one vector of 16 bytes of each half, of up to HEADS
- *            heads, whose angles it looks up once
+ * Plan       one launch for Q and K. A thread owns one vector of 16 bytes of each half, in either layout, of up
+ *            to HEADS heads, whose angles it looks up once
  * Rounding   fp32 to the end, one rounding at the store
- * Source     arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py, whose halves layout
- *            this is */
+ * Source     arXiv:2104.09864, and arXiv:2409.12191 for M-RoPE; in transformers, modeling_llama.py has the
+ *            halves, modeling_gptj.py and modeling_llama4.py the interleaved layout */
 #include "primitives.cuh"
 
 namespace {
@@ -42,10 +43,62 @@ __device__ __forceinline__ int64_t divide(int64_t n, const divisor &by) {
 struct rope_plan {
   int q_groups, groups;
   bool tokens_together;
+  bool complex; /* sines behind their cosines, which one vector takes together */
   divisor columns, inner, middle;
 };
 
-template <typename T, int VEC>
+/* Angles of columns [col, col + N), of which col is a multiple, as the sections' are. ONE_TABLE: the columns lie
+ * side by side in one table; else they are M-RoPE's, complex, or every other one. */
+template <int N, bool ONE_TABLE>
+__device__ __forceinline__ void load_angles(float *c, float *s, const liger_rope_args &a,
+                                            const rope_plan &plan, int64_t b, int64_t row, int col) {
+  int64_t c_at = b * a.cos_batch_stride + row * a.cos_row_stride,
+          s_at = b * a.sin_batch_stride + row * a.sin_row_stride;
+  float cs[N], sn[N];
+  if constexpr (ONE_TABLE) {
+    load_as_f32<N>(cs, a.cos, c_at + col, a.table_dtype, true);
+    load_as_f32<N>(sn, a.sin, s_at + col, a.table_dtype, true);
+  } else {
+    const int section = (col >= a.section_2) + (col >= a.section_3);
+    c_at += section * a.cos_section_stride;
+    s_at += section * a.sin_section_stride;
+    if (a.table_col_stride == 1) {
+      load_as_f32<N>(cs, a.cos, c_at + col, a.table_dtype, true);
+      load_as_f32<N>(sn, a.sin, s_at + col, a.table_dtype, true);
+    } else if (N > 1 && plan.complex) {
+      float both[2 * N];
+      load_as_f32<2 * N>(both, a.cos, c_at + 2 * col, a.table_dtype, true);
+#pragma unroll
+      for (int j = 0; j < N; j++) {
+        cs[j] = both[2 * j];
+        sn[j] = both[2 * j + 1];
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < N; j++) {
+        float one[1];
+        load_as_f32<1>(one, a.cos, c_at + 2 * (col + j), a.table_dtype);
+        cs[j] = one[0];
+        load_as_f32<1>(one, a.sin, s_at + 2 * (col + j), a.table_dtype);
+        sn[j] = one[0];
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    c[j] = cs[j];
+    s[j] = sn[j];
+  }
+}
+
+/* (x, y) turned; written out, so that every instantiation rounds alike */
+__device__ __forceinline__ void turn(float &x, float &y, float c, float s) {
+  const float turned = fmaf(x, c, -__fmul_rn(y, s));
+  y = fmaf(y, c, __fmul_rn(x, s));
+  x = turned;
+}
+
+template <typename T, int VEC, bool INTERLEAVED, bool ONE_TABLE>
 __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     rope_kernel(const liger_rope_args a, const rope_plan plan) {
   const int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, item = divide(thread, plan.columns),
@@ -56,18 +109,21 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
   const int group = (int)(plan.tokens_together ? middle : inner),
             col = (int)(thread - item * plan.columns.d) * VEC;
   const int half = (int)(a.rotary_dim / 2);
+  /* the thread's two vectors; those of one element are a pair, in the interleaved layout neighbours */
+  constexpr bool NEIGHBOURS = INTERLEAVED && VEC == 1;
+  const int at = NEIGHBOURS ? 2 * col : col, other = NEIGHBOURS ? 1 : half;
   const bool is_q = group < plan.q_groups;
   const int first = (is_q ? group : group - plan.q_groups) * HEADS;
   const int n = (int)(is_q ? a.n_q_heads : a.n_kv_heads) - first; /* heads from the item's first on */
   const liger_rope_strides in_at = is_q ? a.Q_strides : a.K_strides;
-  const T *in = (const T *)(is_q ? a.Q : a.K) + b * in_at.batch + t * in_at.token + first * in_at.head + col;
+  const T *in = (const T *)(is_q ? a.Q : a.K) + b * in_at.batch + t * in_at.token + first * in_at.head + at;
 
   vec<T, VEC> lo[HEADS], hi[HEADS];
 #pragma unroll
   for (int i = 0; i < HEADS; i++, in += in_at.head)
     if (i < n) {
       lo[i] = load_vec<T, VEC>(in);
-      hi[i] = load_vec<T, VEC>(in + half);
+      hi[i] = load_vec<T, VEC>(in + other);
     }
   /* the angles after the first loads, which nothing should hold up */
   int64_t row = t, table_batch = b;
@@ -77,10 +133,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
   }
   float c[VEC], s[VEC];
   if (row >= 0 && row < a.n_positions) {
-    load_as_f32<VEC>(c, a.cos, table_batch * a.cos_batch_stride + row * a.cos_row_stride + col, a.table_dtype,
-                     true);
-    load_as_f32<VEC>(s, a.sin, table_batch * a.sin_batch_stride + row * a.sin_row_stride + col, a.table_dtype,
-                     true);
+    if constexpr (INTERLEAVED && VEC > 1) { /* of the pairs of one vector, then of those of the other */
+      load_angles<VEC / 2, ONE_TABLE>(c, s, a, plan, table_batch, row, col / 2);
+      load_angles<VEC / 2, ONE_TABLE>(c + VEC / 2, s + VEC / 2, a, plan, table_batch, row, (half + col) / 2);
+    } else {
+      load_angles<VEC, ONE_TABLE>(c, s, a, plan, table_batch, row, col);
+    }
   } else { /* nothing is read of a row that is not there: its token becomes NaN */
 #pragma unroll
     for (int j = 0; j < VEC; j++) c[j] = s[j] = NAN;
@@ -90,26 +148,29 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
   for (int j = 0; j < VEC; j++) s[j] *= sign;
 
   const liger_rope_strides out_at = is_q ? a.Q_out_strides : a.K_out_strides;
-  T *out = (T *)(is_q ? a.Q_out : a.K_out) + b * out_at.batch + t * out_at.token + first * out_at.head + col;
+  T *out = (T *)(is_q ? a.Q_out : a.K_out) + b * out_at.batch + t * out_at.token + first * out_at.head + at;
 #pragma unroll
   for (int i = 0; i < HEADS; i++, out += out_at.head)
     if (i < n) {
       float x[VEC], y[VEC];
       unpack(x, lo[i]);
       unpack(y, hi[i]);
+      if constexpr (INTERLEAVED && VEC > 1) {
 #pragma unroll
-      for (int j = 0; j < VEC; j++) {
-        /* written out, so that every instantiation rounds alike */
-        const float turned = fmaf(x[j], c[j], -__fmul_rn(y[j], s[j]));
-        y[j] = fmaf(y[j], c[j], __fmul_rn(x[j], s[j]));
-        x[j] = turned;
+        for (int j = 0; j < VEC / 2; j++) {
+          turn(x[2 * j], x[2 * j + 1], c[j], s[j]);
+          turn(y[2 * j], y[2 * j + 1], c[VEC / 2 + j], s[VEC / 2 + j]);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < VEC; j++) turn(x[j], y[j], c[j], s[j]);
       }
       store_vec<T, VEC>(out, pack<T, VEC>(x));
-      store_vec<T, VEC>(out + half, pack<T, VEC>(y));
+      store_vec<T, VEC>(out + other, pack<T, VEC>(y));
     }
   if (a.head_dim > 2 * half) { /* the columns that do not turn */
-    in -= HEADS * in_at.head;
-    out -= HEADS * out_at.head;
+    in += col - at - HEADS * in_at.head;
+    out += col - at - HEADS * out_at.head;
     for (int i = 0; i < HEADS && i < n; i++)
       for (int64_t rest = 2 * half; col + rest < a.head_dim; rest += plan.columns.d * VEC)
         store_vec<T, VEC>(out + i * out_at.head + rest, load_vec<T, VEC>(in + i * in_at.head + rest));
@@ -126,8 +187,21 @@ bool vectors(const liger_rope_args &a, int size) {
          (!a.n_q_heads || (vectors(a.Q, a.Q_strides, size) && vectors(a.Q_out, a.Q_out_strides, size))) &&
          (!a.n_kv_heads || (vectors(a.K, a.K_strides, size) && vectors(a.K_out, a.K_out_strides, size)));
 }
-bool vectors(const void *table, int64_t batch_stride, int64_t row_stride, int size) {
-  return (uintptr_t)table % 16 == 0 && batch_stride * size % 16 == 0 && row_stride * size % 16 == 0;
+bool vectors(const void *table, int64_t batch_stride, int64_t row_stride, int64_t section_stride, int size) {
+  return (uintptr_t)table % 16 == 0 && batch_stride * size % 16 == 0 && row_stride * size % 16 == 0 &&
+         section_stride * size % 16 == 0;
+}
+bool complex_angles(const liger_rope_args &a, int size) {
+  return a.table_col_stride == 2 && (const char *)a.sin == (const char *)a.cos + size &&
+         a.sin_row_stride == a.cos_row_stride && a.sin_batch_stride == a.cos_batch_stride &&
+         a.sin_section_stride == a.cos_section_stride;
+}
+
+template <typename T, int VEC, bool INTERLEAVED>
+void start(const liger_rope_args &a, const rope_plan &p, unsigned grid, gpu_stream stream) {
+  if (a.table_col_stride == 1 && a.cos_section_stride == 0 && a.sin_section_stride == 0)
+    rope_kernel<T, VEC, INTERLEAVED, true><<<grid, THREADS, 0, stream>>>(a, p);
+  else rope_kernel<T, VEC, INTERLEAVED, false><<<grid, THREADS, 0, stream>>>(a, p);
 }
 
 /* Q and K of one dtype, or one of them with no heads of the other */
@@ -136,11 +210,14 @@ liger_status launch_rope(const liger_rope_args &a, liger_dtype t, gpu_stream str
                 groups = q_groups + (a.n_kv_heads + HEADS - 1) / HEADS, half = a.rotary_dim / 2;
   if (groups == 0) return LIGER_OK;
   const int table_size = a.table_dtype == LIGER_F32 ? 4 : 2;
+  const bool complex = complex_angles(a, table_size);
+  const bool tables = vectors(a.cos, a.cos_batch_stride, a.cos_row_stride, a.cos_section_stride,
+                              table_size) &&
+                      (complex || vectors(a.sin, a.sin_batch_stride, a.sin_row_stride, a.sin_section_stride,
+                                          table_size));
   LIGER_DISPATCH_DTYPE(t, T, {
     constexpr int VEC = vec_width<T>::value;
-    const bool whole = vectors(a, sizeof(T)) &&
-                       vectors(a.cos, a.cos_batch_stride, a.cos_row_stride, table_size) &&
-                       vectors(a.sin, a.sin_batch_stride, a.sin_row_stride, table_size);
+    const bool whole = vectors(a, sizeof(T)) && tables && a.section_2 % VEC == 0 && a.section_3 % VEC == 0;
     const liger_rope_strides &in = a.n_q_heads ? a.Q_strides : a.K_strides;
     const bool tokens_together = in.token < in.head;
     const int64_t columns = whole ? half / VEC : half,
@@ -148,12 +225,15 @@ liger_status launch_rope(const liger_rope_args &a, liger_dtype t, gpu_stream str
     const rope_plan p = {(int)q_groups,
                          (int)groups,
                          tokens_together,
+                         complex,
                          divisor_of(columns),
                          divisor_of(tokens_together ? a.seq_len : groups),
                          divisor_of(tokens_together ? groups : a.seq_len)};
     if (grid > GPU_MAX_GRID) return LIGER_ERR_SIZE;
-    if (whole) rope_kernel<T, VEC><<<(unsigned)grid, THREADS, 0, stream>>>(a, p);
-    else rope_kernel<T, 1><<<(unsigned)grid, THREADS, 0, stream>>>(a, p);
+    if (whole && a.interleaved) start<T, VEC, true>(a, p, (unsigned)grid, stream);
+    else if (whole) start<T, VEC, false>(a, p, (unsigned)grid, stream);
+    else if (a.interleaved) start<T, 1, true>(a, p, (unsigned)grid, stream);
+    else start<T, 1, false>(a, p, (unsigned)grid, stream);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }
@@ -161,6 +241,7 @@ liger_status launch_rope(const liger_rope_args &a, liger_dtype t, gpu_stream str
 
 extern "C" liger_status liger_rope_cuda(const liger_rope_args *a, void *stream) {
   if (a->batch * a->seq_len == 0 || a->head_dim == 0) return LIGER_OK;
+  if (a->table_col_stride != 1 && a->table_col_stride != 2) return LIGER_ERR_SIZE;
   if (a->rotary_dim < 2 || a->n_q_heads + a->n_kv_heads > INT32_MAX || a->head_dim > INT32_MAX / 2)
     return LIGER_ERR_SIZE;
   if (a->table_dtype == LIGER_F64) return LIGER_ERR_DTYPE;

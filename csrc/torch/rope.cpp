@@ -38,19 +38,24 @@ Heads heads(const Arg &given, int seq, int head) {
           size[head]};
 }
 
-void check_table(const Arg &t, const Arg &q, const Arg &like, int64_t batch, int64_t seq_len, bool indexed) {
+// (rows, dim), (1 or batch, seq_len, dim), or with sections (3, 1 or batch, seq_len, dim)
+void check_table(const Arg &t, const Arg &q, const Arg &like, int64_t batch, int64_t seq_len, bool indexed,
+                 bool sections) {
   liger::check_device(OP, t, q);
   liger::check_float(OP, t);
   liger::check_same_dtype(OP, t, like);
   liger::check_same_shape(OP, t, like);
-  if (t.dim == 2) {
+  const int64_t *size = t.sizes + (sections ? 1 : 0);
+  if (sections ? t.dim != 4 || t.sizes[0] != 3 : t.dim != 2 && t.dim != 3) size = nullptr;
+  if (t.dim == 2 && size) {
     if (!indexed && t.sizes[0] < seq_len)
       liger::fail(OP, t.name, " has shape ", t.shape(), ", expected at least ", seq_len,
                   " rows, the sequence length");
-  } else if (t.dim != 3 || (t.sizes[0] != 1 && t.sizes[0] != batch) || t.sizes[1] != seq_len) {
-    liger::fail(OP, t.name, " has shape ", t.shape(),
-                ", expected (seq_len, dim), (1, seq_len, dim) or (batch, seq_len, dim), for batch ", batch,
-                " and seq_len ", seq_len);
+  } else if (!size || (size[0] != 1 && size[0] != batch) || size[1] != seq_len) {
+    liger::fail(OP, t.name, " has shape ", t.shape(), ", expected ",
+                sections ? "(3, 1, seq_len, dim) or (3, batch, seq_len, dim)"
+                         : "(seq_len, dim), (1, seq_len, dim) or (batch, seq_len, dim)",
+                ", for batch ", batch, " and seq_len ", seq_len);
   }
 }
 
@@ -69,7 +74,8 @@ void check_position_values([[maybe_unused]] const liger_rope_args &a) {
 
 std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor &cos_, const Tensor &sin_,
                                 const std::optional<Tensor> &position_ids, int64_t unsqueeze_dim,
-                                int64_t rotary_dim, bool backward) {
+                                int64_t rotary_dim, bool interleaved, int64_t section_2, int64_t section_3,
+                                bool backward) {
   const Arg q(q_, "q"), k(k_, "k");
   const liger_dtype q_dtype = liger::check_float(OP, q), k_dtype = liger::check_float(OP, k);
   liger::check_device(OP, k, q);
@@ -86,8 +92,9 @@ std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor
   const int64_t batch = q.sizes[0], seq_len = q.sizes[seq], head_dim = q.sizes[3];
 
   const Arg cos_arg(cos_, "cos"), sin_arg(sin_, "sin");
-  check_table(cos_arg, q, cos_arg, batch, seq_len, position_ids.has_value());
-  check_table(sin_arg, q, cos_arg, batch, seq_len, position_ids.has_value());
+  const bool sections = section_3 >= 0;
+  check_table(cos_arg, q, cos_arg, batch, seq_len, position_ids.has_value(), sections);
+  check_table(sin_arg, q, cos_arg, batch, seq_len, position_ids.has_value(), sections);
   const int64_t width = cos_arg.last();
   if (rotary_dim == 0) rotary_dim = width < head_dim ? width : head_dim;
   if (head_dim && (rotary_dim <= 0 || rotary_dim > head_dim || rotary_dim % 2))
@@ -95,10 +102,16 @@ std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor
   if (head_dim && width < rotary_dim / 2)
     liger::fail(OP, "cos has shape ", cos_arg.shape(), ", expected at least ", rotary_dim / 2,
                 " columns, half of rotary_dim");
+  if (sections && (section_2 < 0 || section_2 > section_3 || section_3 > rotary_dim / 2))
+    liger::fail(OP, "the sections begin at 0, ", section_2, " and ", section_3,
+                ", expected ascending numbers up to ", rotary_dim / 2, ", half of rotary_dim");
   const liger::Scope scope(q);
-  // only the last dimension must be dense; an expanded table stays as it is
-  const auto table = [](const Arg &t) {
-    return t.strides[t.dim - 1] == 1 || t.last() <= 1 ? t : Arg(liger::dense_copy(t.tensor), t.name);
+  // Columns side by side, or every other element: complex angles and tables that hold each angle twice stay
+  // as they are, and so does an expanded table.
+  const auto step = [](const Arg &t) { return t.last() <= 1 ? 1 : t.strides[t.dim - 1]; };
+  const int64_t col_stride = step(cos_arg) == 2 && step(sin_arg) == 2 ? 2 : 1;
+  const auto table = [&](const Arg &t) {
+    return step(t) == col_stride ? t : Arg(liger::dense_copy(t.tensor), t.name);
   };
   const Arg cos = table(cos_arg), sin = table(sin_arg);
   const Heads hq = heads(q, seq, head), hk = heads(k, seq, head);
@@ -116,8 +129,18 @@ std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor
   a.K_out_strides = hk.out_strides;
   a.cos_row_stride = cos.strides[cos.dim - 2];
   a.sin_row_stride = sin.strides[sin.dim - 2];
-  a.cos_batch_stride = cos.dim == 3 && cos.sizes[0] > 1 ? cos.strides[0] : 0;
-  a.sin_batch_stride = sin.dim == 3 && sin.sizes[0] > 1 ? sin.strides[0] : 0;
+  const auto batch_stride = [](const Arg &t) {
+    return t.dim > 2 && t.sizes[t.dim - 3] > 1 ? t.strides[t.dim - 3] : 0;
+  };
+  a.cos_batch_stride = batch_stride(cos);
+  a.sin_batch_stride = batch_stride(sin);
+  a.table_col_stride = col_stride;
+  if (sections) {
+    a.cos_section_stride = cos.strides[0];
+    a.sin_section_stride = sin.strides[0];
+    a.section_2 = section_2;
+    a.section_3 = section_3;
+  }
   a.batch = batch;
   a.n_q_heads = hq.n_heads;
   a.n_kv_heads = hk.n_heads;
@@ -125,6 +148,7 @@ std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor
   a.head_dim = head_dim;
   a.rotary_dim = head_dim ? rotary_dim : 0;
   a.n_positions = cos.sizes[cos.dim - 2];
+  a.interleaved = interleaved;
   a.backward = backward;
   a.q_dtype = q_dtype;
   a.k_dtype = k_dtype;
@@ -155,7 +179,7 @@ std::tuple<Tensor, Tensor> rope(const Tensor &q_, const Tensor &k_, const Tensor
 #if !LIGER_GPU
 STABLE_TORCH_LIBRARY_FRAGMENT(liger, m) {
   m.def("rope(Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor? position_ids, int unsqueeze_dim, int "
-        "rotary_dim, bool backward)"
+        "rotary_dim, bool interleaved, int section_2, int section_3, bool backward)"
         " -> (Tensor q_out, Tensor k_out)");
 }
 #endif

@@ -1,11 +1,11 @@
-"""Rotary position embedding, halves layout: reference, spec, fake, autograd.
+"""Rotary position embedding, halves or interleaved layout.
 
 Of each head's vector x, with h = rotary_dim / 2 and the cosines c and sines s of the token's position:
 
-    y_i = x_i c_i - x_{i+h} s_i,   y_{i+h} = x_{i+h} c_i + x_i s_i   (i < h),   y_j = x_j   (j >= rotary_dim)
+    y_p = x_p c_i - x_r s_i,   y_r = x_r c_i + x_p s_i   (i < h),   y_j = x_j   (j >= rotary_dim)
 
-Backward is the same map with s negated. Source: arXiv:2104.09864; apply_rotary_pos_emb in transformers'
-modeling_llama.py.
+(p, r) = (i, i + h), halves, or (2 i, 2 i + 1), interleaved. Backward is the same map with s negated. Source:
+arXiv:2104.09864; apply_rotary_pos_emb in transformers' modeling_llama.py and modeling_gptj.py.
 """
 
 from dataclasses import replace
@@ -17,10 +17,11 @@ from ._spec import Case, OpSpec, Sample, T
 __all__ = ["LigerRopeFunction", "rope_forward", "rope_backward"]
 
 _rope = torch.ops.liger.rope.default
+NO_SECTIONS = (-1, -1)  # one table; M-RoPE says here where the columns of its second and third begin
 
 
 @torch.library.register_fake("liger::rope")
-def _(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim, backward):
+def _(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim, interleaved, section_2, section_3, backward):
     def out(x):  # dense, in the memory order of x: the glue decides by the same comparison
         seq, head = 3 - unsqueeze_dim, unsqueeze_dim
         tokens_outside = True if x.stride(seq) >= x.stride(head) else False  # a bool, not a symbolic one
@@ -41,15 +42,19 @@ def _table(t, unsqueeze_dim):
     return t.squeeze()
 
 
-def _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim):
-    """What the raw op takes, from what callers pass: (cos, sin, position_ids, unsqueeze_dim, rotary_dim)."""
-    if isinstance(position_ids, int):  # transformers 5.23 passes unsqueeze_dim in this place
-        position_ids, unsqueeze_dim = None, position_ids
+def _heads_dim(unsqueeze_dim):
     if unsqueeze_dim not in (1, 2, -3, -2):
         raise ValueError(
             f"unsqueeze_dim is {unsqueeze_dim!r}, expected 1 or 2: the dimension of the heads in q and k"
         )
-    unsqueeze_dim %= 4
+    return unsqueeze_dim % 4
+
+
+def _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim):
+    """What the raw op takes, from what callers pass: (cos, sin, position_ids, unsqueeze_dim, rotary_dim)."""
+    if isinstance(position_ids, int):  # transformers 5.23 passes unsqueeze_dim in this place
+        position_ids, unsqueeze_dim = None, position_ids
+    unsqueeze_dim = _heads_dim(unsqueeze_dim)
     if rotary_dim is not None:
         if rotary_dim <= 0 or rotary_dim % 2 or rotary_dim > q.shape[-1]:
             raise ValueError(
@@ -78,13 +83,18 @@ class LigerRopeFunction(torch.autograd.Function):
     twice). position_ids: (batch, seq_len), (1, seq_len) or (seq_len,), rows of a (T, w) table, which
     otherwise is read from row 0 on; unused with other tables. An int there is unsqueeze_dim.
     rotary_dim: even, in (0, head_dim]; None: the smaller of w and head_dim.
+    interleaved: neighbours turn together, as in GPT-J, GLM, Cohere and Llama 4. The tables are read as in the
+    halves layout; for tables that repeat each angle at once (Cohere) pass cos[..., ::2], which is not copied.
     Raises ValueError for unsqueeze_dim and rotary_dim outside these, RuntimeError for a wrong device, dtype
     or shape and, on the CPU, for a position outside the table (on a GPU that token is NaN).
     """
 
     @staticmethod
-    def forward(ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+    def forward(
+        ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None, interleaved=False
+    ):
         cos, sin, position_ids, *options = _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+        options += interleaved, *NO_SECTIONS
         ctx.save_for_backward(cos, sin, position_ids)
         ctx.options = options
         return _rope(q, k, cos, sin, position_ids, *options, False)
@@ -98,15 +108,33 @@ class LigerRopeFunction(torch.autograd.Function):
 def rope_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
     """Upstream's helper: (q, k, cos, sin), q and k rotated, in new tensors."""
     arguments = _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
-    return *_rope(q, k, *arguments, False), cos, sin
+    return *_rope(q, k, *arguments, False, *NO_SECTIONS, False), cos, sin
 
 
 def rope_backward(dq, dk, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
     """Upstream's helper: (dq, dk) of the inputs, in new tensors."""
-    return _rope(dq, dk, *_arguments(dq, cos, sin, position_ids, unsqueeze_dim, rotary_dim), True)
+    arguments = _arguments(dq, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+    return _rope(dq, dk, *arguments, False, *NO_SECTIONS, True)
 
 
-def rope_ref(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+def rotated_ref(q, k, cos, sin, interleaved):
+    """q and k turned as Hugging Face writes it; cos, sin: half as wide as what turns, broadcast to q and k."""
+    r = 2 * cos.shape[-1]
+    cos, sin = (t.repeat_interleave(2, -1) if interleaved else t.tile(2) for t in (cos, sin))
+
+    def rotate(x):
+        turned, rest = x[..., :r], x[..., r:]
+        if interleaved:
+            partner = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
+        else:
+            lo, hi = turned.chunk(2, dim=-1)
+            partner = torch.cat([-hi, lo], -1)
+        return torch.cat([(turned * cos + partner * sin).to(x.dtype), rest], -1)
+
+    return rotate(q), rotate(k)
+
+
+def rope_ref(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None, interleaved=False):
     cos, sin, position_ids, unsqueeze_dim, r = _arguments(
         q, cos, sin, position_ids, unsqueeze_dim, rotary_dim
     )
@@ -114,21 +142,14 @@ def rope_ref(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None
     if position_ids is not None:
         cos, sin = cos[position_ids], sin[position_ids]
     seq_len = q.shape[3 - unsqueeze_dim]
-    cos, sin = (t[..., :seq_len, : r // 2].tile(2) for t in (cos, sin))
+    cos, sin = (t[..., :seq_len, : r // 2] for t in (cos, sin))
     if cos.dim() == 2:
         cos, sin = cos[None], sin[None]
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-
-    def rotate(x):
-        turned, rest = x[..., :r], x[..., r:]
-        lo, hi = turned.chunk(2, dim=-1)
-        return torch.cat([(turned * cos + torch.cat([-hi, lo], -1) * sin).to(x.dtype), rest], -1)
-
-    return rotate(q), rotate(k)
+    return rotated_ref(q, k, cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim), interleaved)
 
 
-def _fn(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
-    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+def _fn(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None, interleaved=False):
+    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim, interleaved)
 
 
 def _sample(b, n_q, n_kv, s, d, table=None, width=None, kind="w", id=None, **options):
@@ -152,12 +173,9 @@ def _ids(*shape, high):
 
 def _raw(args):
     q, k = args["q"], args["k"]
-    rest = _arguments(
-        q,
-        args["cos"],
-        args["sin"],
-        *(args.get(n, d) for n, d in (("position_ids", None), ("unsqueeze_dim", 1), ("rotary_dim", None))),
-    )
+    options = (("position_ids", None), ("unsqueeze_dim", 1), ("rotary_dim", None))
+    rest = _arguments(q, args["cos"], args["sin"], *(args.get(name, default) for name, default in options))
+    rest += args.get("interleaved", False), *NO_SECTIONS
     return [(_rope, (q, k, *rest, False)), (_rope, (q, k, *rest, True))]
 
 
@@ -214,9 +232,24 @@ SPEC = OpSpec(
         _sample(2, 3, 1, 5, 16, table=(11,), position_ids=_ids(2, 5, high=11), id="position_ids"),
         _sample(2, 3, 1, 5, 16, table=(11,), position_ids=_ids(1, 5, high=11), id="position_ids-1S"),
         _sample(2, 3, 1, 5, 16, table=(2, 5), position_ids=_ids(2, 5, high=1000), id="position_ids-unused"),
+        *(
+            _sample(*shape, interleaved=True)
+            for shape in [
+                (2, 4, 2, 5, 16),
+                (1, 1, 1, 1, 2),
+                (1, 3, 1, 7, 6),
+                (2, 3, 2, 33, 20),
+                (1, 9, 3, 37, 64),
+                (1, 2, 1, 3, 2050),
+            ]
+        ),
+        _sample(2, 3, 1, 5, 40, width=16, rotary_dim=32, interleaved=True),
+        _sample(2, 3, 1, 5, 25, width=6, table=(11,), position_ids=_ids(2, 5, high=11), interleaved=True),
+        _sample(2, 3, 1, 5, 16, interleaved=True, unsqueeze_dim=2),
     ),
     options=(
         (_base, _base.with_args("rotary_dim", rotary_dim=8)),
+        (_base, _base.with_args("interleaved", interleaved=True)),
         (
             _sample(1, 3, 1, 5, 16, table=(11,)),
             _sample(1, 3, 1, 5, 16, table=(11,), position_ids=_ids(5, high=11)),
@@ -248,5 +281,5 @@ SPEC = OpSpec(
         "cpu": _cases(2, 32, 8, 1024, 64),
         "cuda": _cases(4, 32, 8, 4096, 128),
     },
-    notes="rotary_dim, partial tables, position_ids, any strides",
+    notes="halves or interleaved, rotary_dim, partial tables, position_ids, any strides",
 )

@@ -3,13 +3,15 @@
 
 enum { B = 2, S = 5, HQ = 3, HK = 1, N_POSITIONS = 9 };
 
-/* heads before tokens (as q and k come out of a projection) or after; tables by token or by position_ids */
-static void run(int64_t dim, int64_t rotary, int heads_first, int gathered, int backward, liger_dtype t,
-                liger_dtype tt) {
+/* heads before tokens (as q and k come out of a projection) or after; tables by token or by position_ids; of
+ * the interleaved layout, every other column of the tables is read */
+static void run(int64_t dim, int64_t rotary, int heads_first, int gathered, int backward, int interleaved,
+                liger_dtype t, liger_dtype tt) {
   snprintf(where, sizeof where,
-           "rope head_dim %ld rotary_dim %ld heads_first %d gathered %d backward %d %s %s", (long)dim,
-           (long)rotary, heads_first, gathered, backward, dtype_names[t], dtype_names[tt]);
-  const int64_t width = rotary + 3, h = rotary / 2;
+           "rope head_dim %ld rotary_dim %ld heads_first %d gathered %d backward %d interleaved %d %s %s",
+           (long)dim, (long)rotary, heads_first, gathered, backward, interleaved, dtype_names[t],
+           dtype_names[tt]);
+  const int64_t h = rotary / 2, step = interleaved ? 2 : 1, width = interleaved ? rotary - 1 : rotary + 3;
   buf q = buf_random(B * HQ * S * dim, t, 1), k = buf_random(B * HK * S * dim, t, 1);
   buf qo = buf_new(q.n, t), ko = buf_new(k.n, t);
   const int64_t rows = gathered ? N_POSITIONS : B * S;
@@ -35,6 +37,7 @@ static void run(int64_t dim, int64_t rotary, int heads_first, int gathered, int 
                        .cos_row_stride = width,
                        .sin_batch_stride = gathered ? 0 : S * width,
                        .sin_row_stride = width,
+                       .table_col_stride = step,
                        .position_batch_stride = S,
                        .position_token_stride = 1,
                        .batch = B,
@@ -44,6 +47,7 @@ static void run(int64_t dim, int64_t rotary, int heads_first, int gathered, int 
                        .head_dim = dim,
                        .rotary_dim = rotary,
                        .n_positions = gathered ? N_POSITIONS : S,
+                       .interleaved = interleaved,
                        .backward = backward,
                        .q_dtype = t,
                        .k_dtype = t,
@@ -61,9 +65,10 @@ static void run(int64_t dim, int64_t rotary, int heads_first, int gathered, int 
                         row = (gathered ? ids[b * S + s] : b * S + s) * width;
           for (int64_t j = 0; j < dim; j++) want[x + j] = get(in, x + j);
           for (int64_t i = 0; i < h; i++) {
-            const double c = get(cs, row + i), v = backward ? -get(sn, row + i) : get(sn, row + i);
-            want[x + i] = get(in, x + i) * c - get(in, x + i + h) * v;
-            want[x + i + h] = get(in, x + i + h) * c + get(in, x + i) * v;
+            const int64_t at = row + i * step, p = x + i * step, r = p + (interleaved ? 1 : h);
+            const double c = get(cs, at), v = backward ? -get(sn, at) : get(sn, at);
+            want[p] = get(in, p) * c - get(in, r) * v;
+            want[r] = get(in, r) * c + get(in, p) * v;
           }
         }
     close_to(which ? "K" : "Q", which ? ko : qo, want, 4);
@@ -84,8 +89,8 @@ int main(void) {
   const liger_dtype types[] = {LIGER_F32, LIGER_BF16, LIGER_F16, LIGER_F64};
   for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
     for (int t = 0; t < 4; t++)
-      for (int flags = 0; flags < 8; flags++)
-        run(dims[d][0], dims[d][1], flags & 1, flags >> 1 & 1, flags >> 2, types[t],
+      for (int flags = 0; flags < 16; flags++)
+        run(dims[d][0], dims[d][1], flags & 1, flags >> 1 & 1, flags >> 2 & 1, flags >> 3, types[t],
             flags & 2 ? types[t] : LIGER_F32);
   return finish("rope");
 }
