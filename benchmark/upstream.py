@@ -7,6 +7,8 @@ import sys
 
 def functions():
     """{operator: function of a case's arguments}, by upstream's public classes."""
+    import torch
+
     import liger_kernel.chunked_loss as losses
     import liger_kernel.ops as ops
 
@@ -19,6 +21,10 @@ def functions():
     return {
         "rms_norm": lambda X, W, eps, **_: ops.LigerRMSNormFunction.apply(X, W, eps, 0.0, "llama", True),
         "rope": lambda q, k, cos, sin, **_: ops.LigerRopeFunction.apply(q, k, cos, sin),
+        "qwen2vl_mrope": lambda **args: ops.LigerQwen2VLMRopeFunction.apply(*args.values()),
+        "llama4_rope": lambda q, k, freqs_cis, **_: ops.LigerLlama4RopeFunction.apply(
+            q, k, torch.view_as_complex(freqs_cis)
+        ),
         "swiglu": lambda a, b, **_: ops.LigerSiLUMulFunction.apply(a, b),
         "geglu": lambda a, b, **_: ops.LigerGELUMulFunction.apply(a, b),
         "cross_entropy": cross_entropy,

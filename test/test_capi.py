@@ -213,7 +213,11 @@ def test_rope(capi, code, tables, interleaved, backward):
         Q_out=q_out, K_out=k_out, Q=x, K=k, cos=c, sin=s, Q_strides=q_strides, Q_out_strides=q_strides
     )
     args |= dict(
-        K_strides=k_strides, K_out_strides=k_strides, cos_row_stride=h * step, sin_row_stride=h * step, batch=batch
+        K_strides=k_strides,
+        K_out_strides=k_strides,
+        cos_row_stride=h * step,
+        sin_row_stride=h * step,
+        batch=batch,
     )
     args |= dict(table_col_stride=step, interleaved=interleaved)
     if tables == "three":

@@ -4,8 +4,8 @@ Neighbours of a head's vector are the parts of a complex number, which is multip
 
     y_2i + j y_2i+1 = (x_2i + j x_2i+1) (c_i + j s_i)        i < head_dim / 2,  j^2 = -1
 
-Backward multiplies by the conjugate. Source: arXiv:2104.09864; apply_rotary_emb and vision_apply_rotary_emb in
-transformers' modeling_llama4.py.
+Backward multiplies by the conjugate. Source: arXiv:2104.09864; apply_rotary_emb and vision_apply_rotary_emb
+in transformers' modeling_llama4.py.
 """
 
 import torch
@@ -29,13 +29,13 @@ def _tables(q, freqs_cis):
         given = given.squeeze(2)
     if given.dim() == 4 and given.shape[0] == 1:
         given = given.squeeze(0)
-    elif given.dim() == 4 and given.shape[1] == 1 and q.shape[1] != 1:  # the vision model's (seq_len, 1, ...)
+    elif given.dim() == 4 and given.shape[1] == 1 and q.shape[1] != 1:  # vision's
         given = given.squeeze(1)
     if q.shape[-1] % 2 or given.dim() not in (3, 4) or given.shape[-2] != half:
         raise ValueError(
-            f"freqs_cis has shape {tuple(freqs_cis.shape)} and dtype {freqs_cis.dtype}, expected (T, "
-            f"head_dim / 2) or (1 or batch, seq_len, head_dim / 2) complex numbers, or (..., head_dim / 2, 2) "
-            f"real ones, for head_dim {q.shape[-1]}"
+            f"freqs_cis has shape {tuple(freqs_cis.shape)} and dtype {freqs_cis.dtype}, expected complex "
+            f"(T, head_dim / 2) or (1 or batch, seq_len, head_dim / 2), or real with a last dimension of 2, "
+            f"for head_dim {q.shape[-1]}"
         )
     return given.unbind(-1)
 

@@ -93,7 +93,7 @@ def _raw(args):
 
 def _case(b, n_q, n_kv, s, sections, id):
     n = b * s * (n_q + n_kv) * 2 * sum(sections)
-    return Case(id, _sample(b, n_q, n_kv, s, sections, kind="x"), 2 * n, 4 * n)
+    return Case(id, _sample(b, n_q, n_kv, s, sections, batches=b, kind="x"), 2 * n, 4 * n)
 
 
 _base = _sample(2, 4, 2, 5, [8, 8, 8])
@@ -135,8 +135,14 @@ SPEC = OpSpec(
             r"cos has shape \(1, 5, 48\), expected \(3, 1, seq_len, dim\)",
             {"cos": T((1, 5, 48), grad=False), "sin": T((1, 5, 48), grad=False)},
         ),
-        (r"cos has shape \(3, 1, 6, 48\), expected", {n: T((3, 1, 6, 48), grad=False) for n in ("cos", "sin")}),
-        (r"cos has shape \(3, 1, 5, 23\), expected at least 24 columns", {n: T((3, 1, 5, 23), grad=False) for n in ("cos", "sin")}),
+        (
+            r"cos has shape \(3, 1, 6, 48\), expected",
+            {n: T((3, 1, 6, 48), grad=False) for n in ("cos", "sin")},
+        ),
+        (
+            r"cos has shape \(3, 1, 5, 23\), expected at least 24 columns",
+            {n: T((3, 1, 5, 23), grad=False) for n in ("cos", "sin")},
+        ),
         (r"q has dtype int64, expected float32", {"q": T((2, 4, 5, 48), "index", grad=False, high=9)}),
     ),
     cases={

@@ -90,9 +90,7 @@ class LigerRopeFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None, interleaved=False
-    ):
+    def forward(ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None, interleaved=False):
         cos, sin, position_ids, *options = _arguments(q, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
         options += interleaved, *NO_SECTIONS
         ctx.save_for_backward(cos, sin, position_ids)
@@ -118,7 +116,7 @@ def rope_backward(dq, dk, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_d
 
 
 def rotated_ref(q, k, cos, sin, interleaved):
-    """q and k turned as Hugging Face writes it; cos, sin: half as wide as what turns, broadcast to q and k."""
+    """q and k turned as Hugging Face writes it; cos, sin: half as wide as what turns, with q's dimensions."""
     r = 2 * cos.shape[-1]
     cos, sin = (t.repeat_interleave(2, -1) if interleaved else t.tile(2) for t in (cos, sin))
 

@@ -18,13 +18,15 @@ def liger_llama4_text_rotary_pos_emb(xq, xk, freqs_cis):
 def liger_llama4_vision_rotary_pos_emb(query, key, freqs_ci):
     """(query, key), neighbouring columns multiplied as complex numbers by freqs_ci.
 
-    query, key: (batch, seq_len, n_heads, head_dim). freqs_ci: (seq_len, head_dim / 2), (seq_len, 1, head_dim /
-    2), (1, seq_len, head_dim / 2) or (1, seq_len, 1, head_dim / 2), complex (or real, as a model whose buffers
-    were cast has it: then the imaginary part is 0), on any device. Raises ValueError for another rank; see
-    `LigerLlama4RopeFunction`. Source: Llama4VisionAttention in transformers.
+    query, key: (batch, seq_len, n_heads, head_dim). freqs_ci: (seq_len, head_dim / 2), (seq_len, 1,
+    head_dim / 2), (1, seq_len, head_dim / 2) or (1, seq_len, 1, head_dim / 2), complex (or real, as a model
+    whose buffers were cast has it: then the imaginary part is 0), on any device. Raises
+    ValueError for another rank; see `LigerLlama4RopeFunction`. Source: Llama4VisionAttention in transformers.
     """
     if freqs_ci.dim() not in (2, 3, 4):
-        raise ValueError(f"freqs_ci has shape {tuple(freqs_ci.shape)}, expected two, three or four dimensions")
+        raise ValueError(
+            f"freqs_ci has shape {tuple(freqs_ci.shape)}, expected two, three or four dimensions"
+        )
     return LigerLlama4RopeFunction.apply(query, key, freqs_ci.to(query.device))
 
 

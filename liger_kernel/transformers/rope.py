@@ -38,7 +38,8 @@ def liger_rotary_pos_emb_vision(q, k, cos, sin):
     """
     if q.dim() not in (3, 4) or k.dim() != q.dim():
         raise ValueError(
-            f"q and k have shapes {tuple(q.shape)} and {tuple(k.shape)}, expected (seq_len, n_heads, head_dim)"
+            f"q and k have shapes {tuple(q.shape)} and {tuple(k.shape)}, "
+            "expected (seq_len, n_heads, head_dim)"
         )
     one = q.dim() == 3
     if one:

@@ -55,6 +55,27 @@ MUTANTS = [
         ops("rope", NUMBERS),
     ),
     (
+        "mrope_remainder_of_the_second_table",
+        PY + "qwen2vl_mrope.py",
+        "(sections[0], sections[0] + sections[1])",
+        "(sections[0], sum(sections))",
+        ops("qwen2vl_mrope", NUMBERS),
+    ),
+    (
+        "llama4_rope_backward_forwards",
+        PY + "llama4_rope.py",
+        "*ctx.saved_tensors, True)\n        return (dq",
+        "*ctx.saved_tensors, False)\n        return (dq",
+        ops("llama4_rope", NUMBERS),
+    ),
+    (
+        "vision_rope_half_a_head",
+        "liger_kernel/transformers/rope.py",
+        "cos, sin, None, 2, q.shape[-1])",
+        "cos, sin, None, 2, q.shape[-1] // 2)",
+        ["test/test_rope.py", "-k", "vision"],
+    ),
+    (
         "rope_position_ids_ignored",
         PY + "rope.py",
         "        position_ids = (\n            None if cos.dim() == 3 else",
