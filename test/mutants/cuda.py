@@ -9,7 +9,7 @@ def gpu(op, what):
     return ["test/test_cuda.py", "-k", f"{what} and {op}"]
 
 
-ROPE, GLU = "csrc/kernels/rope.cu", "csrc/kernels/glu.cuh"
+GLU = "csrc/kernels/glu.cuh"
 MAP = "csrc/kernels/elementwise.cuh"
 NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 LOGPROB = "csrc/kernels/linear_logprob.cu"
@@ -104,51 +104,6 @@ MUTANTS = [
         "fmaf(n * (d - rest), d - rest, s.m2)",
         "s.m2 + 0.0f * n",
         ops("group_norm"),
-    ),
-    ("rope_backward_unturned", ROPE, "a.backward ? -1.0f : 1.0f", "1.0f", ops("rope")),
-    (
-        "rope_dropped_heads",
-        ROPE,
-        "(a.n_kv_heads + HEADS - 1) / HEADS",
-        "a.n_kv_heads / HEADS",
-        ops("rope"),
-    ),
-    ("rope_tail_not_copied", ROPE, "if (a.head_dim > 2 * half)", "if (a.head_dim < 2 * half)", ops("rope")),
-    (
-        "rope_other_stream",
-        ROPE,
-        "rope_kernel<T, VEC, INTERLEAVED, true><<<grid, THREADS, 0, stream>>>",
-        "rope_kernel<T, VEC, INTERLEAVED, true><<<grid, THREADS, 0, 0>>>",
-        gpu("rope", "current_stream"),
-    ),
-    (
-        "rope_interleaved_second_vector",
-        ROPE,
-        "table_batch, row, (half + col) / 2)",
-        "table_batch, row, col / 2)",
-        ops("llama4_rope"),
-    ),
-    ("rope_interleaved_scalar_partner", ROPE, "NEIGHBOURS ? 1 : half", "half", ops("rope")),
-    (
-        "rope_complex_imaginary_part",
-        ROPE,
-        "sn[j] = both[2 * j + 1];",
-        "sn[j] = both[2 * j];",
-        ops("llama4_rope"),
-    ),
-    (
-        "rope_section_within_a_vector",
-        ROPE,
-        " && a.section_2 % VEC == 0 && a.section_3 % VEC == 0",
-        "",
-        ops("qwen2vl_mrope"),
-    ),
-    (
-        "rope_third_section_lost",
-        ROPE,
-        "(col >= a.section_2) + (col >= a.section_3)",
-        "(col >= a.section_2)",
-        ops("qwen2vl_mrope"),
     ),
     ("elementwise_dropped_tail", MAP, "  if (tail) {\n", "  if (tail && !vectors) {\n", ops("swiglu")),
     (

@@ -29,7 +29,7 @@ SKIPPED = (".git", "__pycache__", ".venv*", "dist", "demo_output", "*.egg-info",
 def mutants(device, only):
     found = []
     for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py")):
-        if path.name != "run.py" and (path.stem == "cuda") == (device == "cuda"):
+        if path.name != "run.py" and path.stem.startswith("cuda") == (device == "cuda"):
             found += [m for m in runpy.run_path(str(path))["MUTANTS"] if not only or only in m[0]]
     for name, file, old, *_ in found:
         n = (ROOT / file).read_text().count(old)
