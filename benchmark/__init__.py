@@ -1,1 +1,2 @@
-"""Benchmarks: `python -m benchmark.run` (operators), `.host_overhead`, `.train_step`, `.readme_table`."""
+"""Benchmarks: `python -m benchmark.run`, `.sweep`, `.host_overhead`, `.train_step`; pages from their results:
+`.readme_table`, `.operators_page`, `.performance_page`."""

@@ -26,15 +26,15 @@ constexpr int64_t MIN_ROW_BYTES = 8 * 1024; /* below, a block of the portable pa
 /* Threads that compute (one more warp feeds the ring), vectors of 16 bytes that each takes of a piece, pieces
  * of the ring, blocks to a multiprocessor. */
 template <int THREADS_, int HELD_, int SLOTS_, int BLOCKS_> struct ring_shape {
-  static constexpr int THREADS = THREADS_, WARPS = THREADS / 32, HELD = HELD_, SLOTS = SLOTS_,
-                       BLOCKS = BLOCKS_;
+  static constexpr int THREADS = THREADS_, HELD = HELD_, SLOTS = SLOTS_, BLOCKS = BLOCKS_;
+  enum { WARPS = THREADS / 32 }; /* no constant: nvcc warns where code below sm_90 leaves it unused */
   static constexpr int PIECE_VECS = THREADS * HELD, BYTES = SLOTS * PIECE_VECS * 16;
 };
 struct always {
-  static constexpr bool value = true;
+  enum : bool { value = true };
 };
 struct sometimes {
-  static constexpr bool value = false;
+  enum : bool { value = false };
 };
 
 typedef ring_shape<256, 2, 9, 3> short_rows; /* 72 KB */
