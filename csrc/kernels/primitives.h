@@ -34,7 +34,7 @@ enum { LIGER_TILE = 8192 };
 
 int liger_internal_cpu_level(void);
 
-/* The public function of a kernel: LIGER_CPU_ENTRY(rms_norm_fwd, liger_rms_norm_fwd_args, x_dtype) */
+/* The public function of a kernel: LIGER_CPU_ENTRY(rms_norm_fwd, liger_norm_fwd_args, x_dtype) */
 #if !LIGER_BASE_UNIT
 #define LIGER_CPU_ENTRY(name, args_t, dtype_field) _Static_assert(sizeof(args_t) > 0, "")
 #elif LIGER_LEVELS == 234
