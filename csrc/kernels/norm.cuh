@@ -48,6 +48,17 @@ __device__ __forceinline__ void norm_load_param(float (&p)[N], const void *P, in
   for (int j = 0; j < N; j++) p[j] = P ? p[j] + plus : otherwise;
 }
 
+/* the same for several vectors of a thread, from columns col_of(i) */
+template <int N, int COUNT, class ColOf>
+__device__ __forceinline__ void norm_load_params(float (&p)[COUNT][N], const void *P, liger_dtype t,
+                                                 float plus, float otherwise, ColOf col_of) {
+  if (P) load_vectors_as_f32<N>(p, P, t, (uintptr_t)P % 16 == 0, col_of);
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+#pragma unroll
+    for (int j = 0; j < N; j++) p[i][j] = P ? p[i][j] + plus : otherwise;
+}
+
 /* the mean is mean + rest: that of large numbers does not fit one float. 16-bit elements have no rest: their
  * sums are near exact, and x - mean is not */
 struct norm_stats {
@@ -122,16 +133,15 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     norm_fwd_kernel(const liger_norm_fwd_args a, int threads_per_row) {
   constexpr int VEC = vec_width<T>::value, SUMS = norm_distances<T>::value,
                 NEXT = CHUNK * VEC; /* columns from a thread's vector to its next */
-  constexpr bool EARLY = !CENTRED ||
-                         NV <= 4; /* the weight is loaded with the row: registers are left for it */
+  /* the weight is loaded with the row, where registers are left for it; else like the bias, BATCH vectors at a time */
+  constexpr bool EARLY = !CENTRED || NV <= 4;
+  constexpr int BATCH = EARLY ? (NV < 4 ? NV : 4) : 2;
   __shared__ float sum_scratch[1][BLOCK_SCRATCH], distance_scratch[SUMS][BLOCK_SCRATCH];
   const row_walk<NV, CHUNK> at(threads_per_row, a.n_cols, VEC);
   const int64_t first_col = (int64_t)at.first_vec * VEC;
   const float inv_n = 1.0f / (float)a.n_cols, eps = (float)a.eps;
   const bool live = at.row < a.n_rows, llama = a.casting == LIGER_CAST_LLAMA;
-  const auto load_weight = [&](float (&w)[VEC], int i) {
-    norm_load_param<VEC>(w, a.W, first_col + i * NEXT, a.w_dtype, (float)a.offset, 1.0f);
-  };
+  const auto col_of = [&](int i) { return at.owns(i) ? first_col + i * NEXT : -1; };
 
   vec<T, VEC> x[NV] = {};
   const T *const X = (const T *)a.X + at.row * a.X_row_stride + first_col;
@@ -151,12 +161,8 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
       if (live && at.owns(i)) store_vec<T, VEC>(S + i * NEXT, x[i]);
     }
   }
-  float w[EARLY ? NV : 1][VEC] = {};
-  if constexpr (EARLY) {
-#pragma unroll
-    for (int i = 0; i < NV; i++)
-      if (at.owns(i)) load_weight(w[i], i);
-  }
+  float w[EARLY ? NV : BATCH][VEC];
+  if constexpr (EARLY) norm_load_params<VEC>(w, a.W, a.w_dtype, (float)a.offset, 1.0f, col_of);
 
   float sum[1] = {0.0f};
 #pragma unroll
@@ -179,13 +185,18 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
 
   T *const Y = (T *)a.Y + at.row * a.Y_row_stride + first_col;
 #pragma unroll
-  for (int i = 0; i < NV; i++)
-    if (live && at.owns(i)) {
-      float b[VEC] = {};
-      if (CENTRED) norm_load_param<VEC>(b, a.bias, first_col + i * NEXT, a.bias_dtype, 0.0f, 0.0f);
-      if (!EARLY) load_weight(w[0], i);
-      store_vec<T, VEC>(Y + i * NEXT, norm_scale<T, VEC, CENTRED>(x[i], s, w[EARLY ? i : 0], b, llama));
+  for (int from = 0; from < NV; from += BATCH) {
+    const auto batch_col_of = [&](int i) { return col_of(from + i); };
+    float b[BATCH][VEC] = {};
+    if constexpr (CENTRED) norm_load_params<VEC>(b, a.bias, a.bias_dtype, 0.0f, 0.0f, batch_col_of);
+    if constexpr (!EARLY) norm_load_params<VEC>(w, a.W, a.w_dtype, (float)a.offset, 1.0f, batch_col_of);
+#pragma unroll
+    for (int k = 0; k < BATCH; k++) {
+      const int i = from + k;
+      if (live && at.owns(i))
+        store_vec<T, VEC>(Y + i * NEXT, norm_scale<T, VEC, CENTRED>(x[i], s, w[EARLY ? i : k], b[k], llama));
     }
+  }
 }
 
 /* any width and alignment: a block per row, VEC elements at a time */
