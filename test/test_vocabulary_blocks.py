@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from liger_kernel import _check as C
+from liger_kernel.ops import SPECS
 from liger_kernel.ops.linear_loss import force_loop_order, plan
 from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
@@ -44,9 +46,22 @@ def apart(a, truth):
     return ((a.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300)).item()
 
 
+SPEC = SPECS["fused_linear_cross_entropy"]
+
+
+@pytest.mark.parametrize("sample", SPEC.samples, ids=str)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_within_eagers_error(sample, dtype, device):
+    """In 16 bits the two orders' products round alike only on the CPU, so each has eager's error as its bar."""
+    with force_loop_order("vocabulary"):
+        C.check(SPEC, sample, device, dtype)
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 def test_within_the_error_of_token_blocks(name, dtype, device):
+    if device == "cuda" and dtype.itemsize == 2:
+        pytest.skip("test_within_eagers_error is the claim on a GPU")
     x, w, y = draw(dtype, device)
     order = dict(memory_budget=N * 300 * dtype.itemsize, device=device, loop_order="vocabulary")
     assert plan(N, H, V, dtype, **order).n_blocks == 3

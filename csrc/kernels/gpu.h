@@ -104,6 +104,16 @@ static __device__ __forceinline__ void gpu_group_sync(int group, int threads) {
 #endif
 }
 
+/* What the compiler has derived from `v` (its elements in fp32, say) is forgotten, and made again where it is
+ * needed: an instruction more in place of registers held meanwhile. */
+static __device__ __forceinline__ void gpu_forget(uint4 &v) {
+#if LIGER_HIP
+  (void)v;
+#else
+  asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
+#endif
+}
+
 /* 2^x by the special-function unit, within 2 ulp; results below 2^-126 are 0 */
 static __device__ __forceinline__ float gpu_exp2(float x) {
 #if LIGER_HIP

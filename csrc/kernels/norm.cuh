@@ -48,16 +48,35 @@ __device__ __forceinline__ void norm_load_param(float (&p)[N], const void *P, in
   for (int j = 0; j < N; j++) p[j] = P ? p[j] + plus : otherwise;
 }
 
-/* the same for several vectors of a thread, from columns col_of(i) */
-template <int N, int COUNT, class ColOf>
-__device__ __forceinline__ void norm_load_params(float (&p)[COUNT][N], const void *P, liger_dtype t,
-                                                 float plus, float otherwise, ColOf col_of) {
-  if (P) load_vectors_as_f32<N>(p, P, t, (uintptr_t)P % 16 == 0, col_of);
+/* A thread's vectors of a parameter. PACKED, of X's dtype: on their way since early, in half the registers that
+ * fp32 takes. Else loaded where they are used, from a cache by then. */
+template <typename T, int NV, bool PACKED> struct norm_param {
+  static constexpr int VEC = vec_width<T>::value;
+  vec<T, VEC> packed[PACKED ? NV : 1];
+  const void *p;
+  liger_dtype t;
+  template <class ColOf>
+  __device__ __forceinline__ norm_param(const void *p, liger_dtype t, ColOf col_of) : p(p), t(t) {
+    if constexpr (PACKED) {
 #pragma unroll
-  for (int i = 0; i < COUNT; i++)
+      for (int i = 0; i < NV; i++) {
+        const int64_t col = col_of(i);
+        if (p && col >= 0) packed[i] = load_vec<T, VEC>((const T *)p + col);
+      }
+    }
+  }
+  /* vector i, from column col; + plus, or `otherwise` without the parameter */
+  __device__ __forceinline__ void get(float (&out)[VEC], int i, int64_t col, float plus,
+                                      float otherwise) const {
+    if constexpr (PACKED) {
+      unpack(out, packed[i]);
 #pragma unroll
-    for (int j = 0; j < N; j++) p[i][j] = P ? p[i][j] + plus : otherwise;
-}
+      for (int j = 0; j < VEC; j++) out[j] = p ? out[j] + plus : otherwise;
+    } else {
+      norm_load_param<VEC>(out, p, col, t, plus, otherwise);
+    }
+  }
+};
 
 /* the mean is mean + rest: that of large numbers does not fit one float. 16-bit elements have no rest: their
  * sums are near exact, and x - mean is not */
@@ -95,6 +114,17 @@ __device__ __forceinline__ vec<T, N> norm_add(const vec<T, N> &x, const vec<T, N
   for (int j = 0; j < N; j++) v[j] += u[j];
   return pack<T, N>(v);
 }
+/* between two passes over vectors that stay packed */
+template <typename T, int N, int NV> __device__ __forceinline__ void norm_stay_packed(vec<T, N> (&x)[NV]) {
+  static_assert(sizeof x[0] == 16, "whole vectors");
+#pragma unroll
+  for (int i = 0; i < NV; i++) {
+    uint4 raw;
+    __builtin_memcpy(&raw, &x[i], 16);
+    gpu_forget(raw);
+    __builtin_memcpy(&x[i], &raw, 16);
+  }
+}
 /* sum of the elements, or of their squares */
 template <typename T, int N, bool SQUARES>
 __device__ __forceinline__ float norm_push(float sum, const vec<T, N> &x) {
@@ -128,14 +158,11 @@ __device__ __forceinline__ norm_stats norm_finish(float mean, const float (&d)[S
 }
 
 /* ---- forward ------------------------------------------------------------------------------------------- */
-template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
+template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD, bool PACKED>
 __global__ void __launch_bounds__(NORM_MAX_THREADS)
     norm_fwd_kernel(const liger_norm_fwd_args a, int threads_per_row) {
   constexpr int VEC = vec_width<T>::value, SUMS = norm_distances<T>::value,
                 NEXT = CHUNK * VEC; /* columns from a thread's vector to its next */
-  /* the weight is loaded with the row, where registers are left for it; else like the bias, BATCH vectors at a time */
-  constexpr bool EARLY = !CENTRED || NV <= 4;
-  constexpr int BATCH = EARLY ? (NV < 4 ? NV : 4) : 2;
   __shared__ float sum_scratch[1][BLOCK_SCRATCH], distance_scratch[SUMS][BLOCK_SCRATCH];
   const row_walk<NV, CHUNK> at(threads_per_row, a.n_cols, VEC);
   const int64_t first_col = (int64_t)at.first_vec * VEC;
@@ -161,13 +188,15 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
       if (live && at.owns(i)) store_vec<T, VEC>(S + i * NEXT, x[i]);
     }
   }
-  float w[EARLY ? NV : BATCH][VEC];
-  if constexpr (EARLY) norm_load_params<VEC>(w, a.W, a.w_dtype, (float)a.offset, 1.0f, col_of);
+  const norm_param<T, NV, PACKED> weight(a.W, a.w_dtype, col_of);
+  const norm_param<T, CENTRED ? NV : 1, CENTRED && PACKED && NV <= 4> bias(CENTRED ? a.bias : nullptr,
+                                                                           a.bias_dtype, col_of);
 
   float sum[1] = {0.0f};
 #pragma unroll
   for (int i = 0; i < NV; i++) sum[0] = norm_push<T, VEC, !CENTRED>(sum[0], x[i]); /* zeros beyond the row */
   norm_row_sums(sum, threads_per_row, sum_scratch);
+  norm_stay_packed(x);
   norm_stats s;
   if constexpr (CENTRED) {
     float d[SUMS] = {};
@@ -176,6 +205,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     for (int i = 0; i < NV; i++)
       if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);
     norm_row_sums(d, threads_per_row, distance_scratch);
+    norm_stay_packed(x);
     s = norm_finish(mean, d, inv_n, eps);
     if (live && at.lane == 0) ((float *)a.mean)[at.row] = s.mean + s.rest;
   } else {
@@ -185,18 +215,13 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
 
   T *const Y = (T *)a.Y + at.row * a.Y_row_stride + first_col;
 #pragma unroll
-  for (int from = 0; from < NV; from += BATCH) {
-    const auto batch_col_of = [&](int i) { return col_of(from + i); };
-    float b[BATCH][VEC] = {};
-    if constexpr (CENTRED) norm_load_params<VEC>(b, a.bias, a.bias_dtype, 0.0f, 0.0f, batch_col_of);
-    if constexpr (!EARLY) norm_load_params<VEC>(w, a.W, a.w_dtype, (float)a.offset, 1.0f, batch_col_of);
-#pragma unroll
-    for (int k = 0; k < BATCH; k++) {
-      const int i = from + k;
-      if (live && at.owns(i))
-        store_vec<T, VEC>(Y + i * NEXT, norm_scale<T, VEC, CENTRED>(x[i], s, w[EARLY ? i : k], b[k], llama));
+  for (int i = 0; i < NV; i++)
+    if (live && at.owns(i)) {
+      float w[VEC], b[VEC] = {};
+      weight.get(w, i, first_col + i * NEXT, (float)a.offset, 1.0f);
+      if constexpr (CENTRED) bias.get(b, i, first_col + i * NEXT, 0.0f, 0.0f);
+      store_vec<T, VEC>(Y + i * NEXT, norm_scale<T, VEC, CENTRED>(x[i], s, w, b, llama));
     }
-  }
 }
 
 /* any width and alignment: a block per row, VEC elements at a time */
@@ -286,7 +311,13 @@ template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
 void norm_launch_fwd(const liger_norm_fwd_args *a, const norm_plan &p, gpu_stream stream) {
   const int rows = p.threads / p.threads_per_row;
   const unsigned grid = (unsigned)((a->n_rows + rows - 1) / rows);
-  norm_fwd_kernel<T, NV, CHUNK, CENTRED, ADD><<<grid, p.threads, 0, stream>>>(*a, p.threads_per_row);
+  const auto packed = [](const void *p, liger_dtype t) {
+    return !p || (t == dtype_code<T>::value && (uintptr_t)p % 16 == 0);
+  };
+  const bool all_packed = packed(a->W, a->w_dtype) && (!CENTRED || packed(a->bias, a->bias_dtype));
+  const auto kernel = all_packed ? norm_fwd_kernel<T, NV, CHUNK, CENTRED, ADD, true>
+                                 : norm_fwd_kernel<T, NV, CHUNK, CENTRED, ADD, false>;
+  kernel<<<grid, p.threads, 0, stream>>>(*a, p.threads_per_row);
 }
 template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD>
 bool norm_launch_bwd(const liger_norm_bwd_args *a, const norm_plan &p, gpu_stream stream) {

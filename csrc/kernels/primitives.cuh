@@ -114,47 +114,17 @@ static __device__ __forceinline__ void load_as_f32(float (&out)[N], const void *
   else if (t == LIGER_F32) load_typed<float, N>(out, (const float *)p + i, aligned);
   else load_typed<__half, N>(out, (const __half *)p + i, aligned);
 }
-/* Several vectors of N elements at once, out[i] from column col_of(i), a multiple of N; zeros where that is
- * negative. The dtype is asked once: asked for each vector, each would wait for the one before. */
-template <typename T, int N, int COUNT, class ColOf>
-static __device__ __forceinline__ void load_typed_vectors(float (&out)[COUNT][N], const T *p, ColOf col_of) {
-  constexpr int W = N * (int)sizeof(T) <= 16 ? N : 16 / (int)sizeof(T); /* elements of one access */
-  vec<T, W> raw[COUNT][N / W] = {};
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) {
-    const int64_t col = col_of(i);
-#pragma unroll
-    for (int k = 0; k < N / W; k++)
-      if (col >= 0) raw[i][k] = load_vec<T, W>(p + col + k * W);
-  }
-#pragma unroll
-  for (int i = 0; i < COUNT; i++)
-#pragma unroll
-    for (int k = 0; k < N / W; k++) {
-      float part[W];
-      unpack(part, raw[i][k]);
-#pragma unroll
-      for (int j = 0; j < W; j++) out[i][k * W + j] = part[j];
-    }
-}
-template <int N, int COUNT, class ColOf>
-static __device__ __forceinline__ void load_vectors_as_f32(float (&out)[COUNT][N], const void *p,
-                                                           liger_dtype t, bool aligned, ColOf col_of) {
-  if (!aligned) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-#pragma unroll
-      for (int j = 0; j < N; j++) out[i][j] = 0.0f;
-      if (col_of(i) >= 0) load_as_f32<N>(out[i], p, col_of(i), t);
-    }
-  } else if (t == LIGER_BF16) {
-    load_typed_vectors<gpu_bf16>(out, (const gpu_bf16 *)p, col_of);
-  } else if (t == LIGER_F32) {
-    load_typed_vectors<float>(out, (const float *)p, col_of);
-  } else {
-    load_typed_vectors<__half>(out, (const __half *)p, col_of);
-  }
-}
+template <typename T> struct dtype_code;
+template <> struct dtype_code<float> {
+  static constexpr liger_dtype value = LIGER_F32;
+};
+template <> struct dtype_code<__half> {
+  static constexpr liger_dtype value = LIGER_F16;
+};
+template <> struct dtype_code<gpu_bf16> {
+  static constexpr liger_dtype value = LIGER_BF16;
+};
+
 static __device__ __forceinline__ void store_as(void *p, int64_t i, float v, liger_dtype t) {
   if (t == LIGER_BF16) from_f32(((gpu_bf16 *)p)[i], v);
   else if (t == LIGER_F32) ((float *)p)[i] = v;
