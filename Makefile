@@ -3,6 +3,7 @@
 #   make test ARGS="-k rms_norm" passes arguments on; make demo DEVICE=cuda runs on a GPU
 VENV := .venv
 DEVICE ?= cpu
+export LIGER_WERROR ?= 1
 
 ifdef PYTHON
 PY := $(PYTHON)
