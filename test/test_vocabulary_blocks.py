@@ -52,7 +52,7 @@ SPEC = SPECS["fused_linear_cross_entropy"]
 @pytest.mark.parametrize("sample", SPEC.samples, ids=str)
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_within_eagers_error(sample, dtype, device):
-    """In 16 bits the two orders' products round alike only on the CPU, so each has eager's error as its bar."""
+    """In 16 bits the orders' products round alike only on the CPU, so each has eager's error as its bar."""
     with force_loop_order("vocabulary"):
         C.check(SPEC, sample, device, dtype)
 
