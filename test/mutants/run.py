@@ -4,6 +4,7 @@
     run.py --device cuda                      the .cu files, on a machine with nvcc and a GPU
     run.py --device cuda --build-only DIR     builds the mutated GPU libraries (MUTANT_ARCHS, default 90)
     run.py --device cuda --prebuilt DIR       runs them on a machine with a GPU and no nvcc
+    run.py --shard 0/4 ...                    every fourth of them, for processes side by side
 
 A mutant is (name, file, old text, new text, pytest's arguments) in test/mutants/<stem>.py; the old text
 stands exactly once in the file. The tree is copied, so nothing here is touched; only what a mutant changes is
@@ -146,12 +147,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", help="mutants whose name contains this")
+    parser.add_argument("--shard", default="0/1", metavar="K/N", help="mutants K, K + N, K + 2 N, ...")
     parser.add_argument("--build-only", metavar="DIR")
     parser.add_argument("--prebuilt", metavar="DIR")
     options = parser.parse_args()
     from liger_kernel.selftest import show
 
-    chosen = mutants(options.device, options.only)
+    k, n = map(int, options.shard.split("/"))
+    chosen = mutants(options.device, options.only)[k::n]
     n_done = 0
 
     def progress(row):
