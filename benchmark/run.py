@@ -52,7 +52,7 @@ def options(argv=None):
     p.add_argument("--memory", action="store_true", help="CPU: peaks too (a GPU has them always)")
     p.add_argument("--budget", type=int, default=0, help="MiB for the linear losses; default: the library's")
     p.add_argument("--threads", type=int, default=0)
-    p.add_argument("--upstream", default="", help="directory that holds upstream's liger_kernel")
+    p.add_argument("--upstream", type=os.path.abspath, help="directory that holds upstream's liger_kernel")
     machine.add_commit(p)
     p.add_argument("--out", default="", help="JSON lines; default benchmark/results/ops_<device>.jsonl")
     return p.parse_args(argv)

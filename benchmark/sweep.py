@@ -12,6 +12,7 @@ benchmark/results/sweep_<device>.jsonl with the fields axis and size; what is th
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def options():
     p.add_argument("--seconds", type=float, default=0.3, help="GPU: at most, for each time")
     p.add_argument("--budget", type=int, default=0, help="MiB for the linear losses; default: the library's")
     p.add_argument("--threads", type=int, default=0)
-    p.add_argument("--upstream", default="", help="directory that holds upstream's liger_kernel")
+    p.add_argument("--upstream", type=os.path.abspath, help="directory that holds upstream's liger_kernel")
     p.add_argument("--plot", action="store_true", help="only draw what is there")
     machine.add_commit(p)
     p.add_argument("--out", default="", help="default benchmark/results/sweep_<device>.jsonl")

@@ -10,6 +10,7 @@ implementation `upstream`, measured with the liger_kernel of that directory."""
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def options():
     p.add_argument("--steps", type=int, default=8)
     p.add_argument("--rounds", type=int, default=2)
     p.add_argument("--checkpointing", action="store_true")
-    p.add_argument("--upstream", default="", help="directory that holds upstream's liger_kernel")
+    p.add_argument("--upstream", type=os.path.abspath, help="directory that holds upstream's liger_kernel")
     machine.add_commit(p)
     p.add_argument("--out", default="", help="default benchmark/results/train_step_<device>.jsonl")
     p.add_argument("--run", default="", help=argparse.SUPPRESS)  # what a child process is told
@@ -182,7 +183,8 @@ def main():
         return train(a)
     impls, best = a.impls.split(","), {}
     for impl in machine.progress([*impls] * a.rounds, desc="runs"):
-        command = [sys.executable, "-m", "benchmark.train_step", *sys.argv[1:], "--run", impl]
+        own = ["--upstream", a.upstream] if a.upstream else []  # as the caller's directory has it
+        command = [sys.executable, "-m", "benchmark.train_step", *sys.argv[1:], *own, "--run", impl]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
         lines = [s.removeprefix("RESULT ") for s in done.stdout.splitlines() if s.startswith("RESULT ")]
         if not lines:
