@@ -12,8 +12,6 @@
  *          cross_entropy.cu */
 #include "cross_entropy.cuh"
 
-#include <cstdlib>
-
 #if LIGER_HIP
 bool liger_internal_cross_entropy_ring(const ce_params &, liger_dtype, gpu_stream, liger_status *) {
   return false;
@@ -303,25 +301,9 @@ template <typename T, bool FULL, class S> liger_status launch(const ce_params &p
       p, n_vecs, n_pieces, n_kept, behind > 0 ? behind : 0);
   return (liger_status)cudaGetLastError();
 }
-/* Without a gradient nothing stays in the ring, so either shape takes rows of any width, and so does the portable
- * kernel. LIGER_CE_FORWARD chooses, for measurements: "short" (three blocks, whose row ends hide each other),
- * "long" or "block"; read once. */
-enum forward_path { FORWARD_LONG, FORWARD_SHORT, FORWARD_BLOCK };
-forward_path forward_path_of_environment() {
-  const char *const text = getenv("LIGER_CE_FORWARD");
-  return !text            ? FORWARD_LONG
-         : text[0] == 's' ? FORWARD_SHORT
-         : text[0] == 'b' ? FORWARD_BLOCK
-                          : FORWARD_LONG;
-}
-forward_path chosen_forward_path() {
-  static const forward_path path = forward_path_of_environment();
-  return path;
-}
 template <typename T, bool FULL> liger_status launch(const ce_params &p, gpu_stream stream) {
-  const bool fits = p.n_cols * (int64_t)sizeof(T) <= short_rows::BYTES;
-  return fits || (!p.dX && chosen_forward_path() == FORWARD_SHORT) ? launch<T, FULL, short_rows>(p, stream)
-                                                                   : launch<T, FULL, long_rows>(p, stream);
+  return p.n_cols * (int64_t)sizeof(T) <= short_rows::BYTES ? launch<T, FULL, short_rows>(p, stream)
+                                                            : launch<T, FULL, long_rows>(p, stream);
 }
 } // namespace
 
@@ -331,7 +313,6 @@ bool liger_internal_cross_entropy_ring(const ce_params &p, liger_dtype x_dtype, 
   const int64_t row_bytes = p.n_cols * elem_size;
   if (!built_for_hopper() || x_dtype == LIGER_F64 || row_bytes < MIN_ROW_BYTES || row_bytes > INT32_MAX)
     return false;
-  if (!p.dX && chosen_forward_path() == FORWARD_BLOCK) return false;
   if (!rows_aligned(p.X, p.X_row_stride, p.n_cols, elem_size) ||
       (p.dX && !rows_aligned(p.dX, p.dX_row_stride, p.n_cols, elem_size)))
     return false;

@@ -1,10 +1,10 @@
 /* group_norm on Hopper: a group of 16-bit elements that one block cannot hold is held by a cluster, so X, and in the
- * backward dY, are read once. Plan  2 to 8 blocks of 512 threads a group, each with some whole channels of it, held in
- * shared memory; backward X in registers and dY there, so that two blocks share a multiprocessor and one loads
- * while the other stores.
- * What the blocks know of their channels meets in distributed shared memory. A channel has 1 to 8 turns of the
- * block, a block at most 8 in all. Applies on compute capability 9.0, to aligned 16-byte vectors; else
- * group_norm.cu */
+ *         backward dY, are read once; see group_norm.c for the equations
+ * Plan    2 to 8 blocks of 512 threads a group, each with some whole channels of it, held in shared memory; backward X
+ *         in registers and dY there, so that two blocks share a multiprocessor and one loads while the other stores.
+ *         What the blocks know of their channels meets in distributed shared memory. A channel has 1 to 8 turns of
+ *         the block, a block at most 8 in all. Applies on compute capability 9.0, to aligned 16-byte vectors; else
+ *         group_norm.cu */
 #include "cluster_sm90.cuh"
 #include "group_norm.cuh"
 
