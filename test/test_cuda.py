@@ -237,3 +237,15 @@ def test_cross_entropy_rows_in_turn(row_kib, options, x):
     loss = liger_cross_entropy(logits * 1, args["target"], in_place=True, **options)
     (grad,) = torch.autograd.grad(loss, logits, one)
     assert torch.equal(loss, run.outputs[0]) and torch.equal(grad, run.grads["_input"])
+
+
+def test_cross_entropy_same_bits_from_every_launch():
+    """A piece of the ring that the next one overtakes shows once in 500000 rows, and in no norm."""
+    n_rows, n_cols = 3000, 300 * 1024 // 2
+    x = torch.randn(n_rows, n_cols, device="cuda", dtype=torch.bfloat16)
+    target = torch.randint(n_cols, (n_rows,), device="cuda")
+    options = (None, -100, 0.0, 0.0, 1, 0.0, False, False, False, True)
+    loss, *_, dx = torch.ops.liger.cross_entropy(x, target, *options)
+    for _ in range(300):
+        again, *_, dx_again = torch.ops.liger.cross_entropy(x, target, *options)
+        assert torch.equal(again, loss) and torch.equal(dx_again, dx)

@@ -101,6 +101,14 @@ template <typename T, int N> __device__ __forceinline__ vec<T, N> load_shared(ui
   __builtin_memcpy(&v, &raw, 16);
   return v;
 }
+/* What the warp has read of a slot is in its registers, and the slot free. A barrier alone orders its loads, still
+ * on their way, with ordinary writes but not with the copy engine's: about one launch in a thousand read the next
+ * piece's bytes. */
+__device__ __forceinline__ void slot_taken(uint32_t bar, int lane) {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  gpu_warp_sync();
+  if (lane == 0) barrier_arrive(bar);
+}
 /* the warps that compute, without the one that feeds */
 template <int THREADS> __device__ __forceinline__ void consumers_sync() {
   asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
@@ -195,10 +203,7 @@ __global__ void __launch_bounds__(S::THREADS + 32, S::BLOCKS)
         ce_push(s, p, z, (int64_t)(v + u * THREADS) * N, 0);
       }
     }
-    if (i < n_pieces - n_kept) {
-      gpu_warp_sync();
-      if (lane == 0) barrier_arrive(taken + read_at.slot * 8);
-    }
+    if (i < n_pieces - n_kept) slot_taken(taken + read_at.slot * 8, lane);
     read_at.next();
   };
 
@@ -215,9 +220,8 @@ __global__ void __launch_bounds__(S::THREADS + 32, S::BLOCKS)
 #pragma unroll
                                         for (int u = 0; u < HELD; u++)
                                           x[u] = load_shared<T, N>(from + u * (THREADS * 16));
-                                        gpu_warp_sync();
-                                        if (lane == 0) barrier_arrive(taken + write_at.slot * 8);
                                         ce_dx<FULL>(dx, p, g, x, (int64_t)v * N, (int64_t)THREADS * N);
+                                        slot_taken(taken + write_at.slot * 8, lane);
 #pragma unroll
                                         for (int u = 0; u < HELD; u++)
                                           if (decltype(whole)::value || v + u * THREADS < n_vecs)
