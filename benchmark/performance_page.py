@@ -36,6 +36,7 @@ To measure:
     make bench DEVICE=cuda                                            # every operator and loss; resumable
     python -m benchmark.run --device cuda --ops dpo,grpo --budget 2048    # within another memory budget
     python -m benchmark.sweep --device cuda                           # the curves
+    python -m benchmark.plan_costs --device cuda                      # the plan's cost model
     make pages                                                        # this page and the other tables
 """
 
@@ -135,6 +136,34 @@ def sweeps(device):
     return lines
 
 
+def plans(device):
+    """The plan's choice for each shape against the fastest way of cutting that was tried."""
+    shapes = {}
+    for r in rows_of("plan_costs", device):
+        shapes.setdefault((r["machine"], r["dtype"], *r["shape"]), []).append(r)
+    if not shapes:
+        return []
+    body, close = [], 0
+    for (_, dtype, n, h, v, mib), tried in shapes.items():
+        ours = next(r for r in tried if r["chosen"])
+        over = ours["measured_ms"] / min(r["measured_ms"] for r in tried)
+        close += over <= 1.1
+        how = f"{ours['n_blocks']} by {ours['loop_order']}"
+        ms = [f"{ours[k]:.3g}" for k in ("predicted_ms", "measured_ms")]
+        body.append([f"{n}x{h}x{v}", dtype, str(mib), how, *ms, str(len(tried)), f"{over:.2f}"])
+    head = ["tokens x hidden x vocabulary", "dtype", "MiB", "blocks chosen", "predicted ms", "measured"]
+    return [
+        "### The plan of a linear loss",
+        "",
+        f"The choice is within 10 % of the fastest plan that was tried for {close} of {len(body)} shapes.",
+        "",
+        *table([*head, "plans tried", "chosen / fastest"], body),
+        "",
+        source([r for tried in shapes.values() for r in tried if r["chosen"]]),
+        "",
+    ]
+
+
 def not_measured(device, specs):
     found = latest(rows_of("ops", device), lambda r: (r["op"], r["case"]))
     cases = [(n, c.id) for n, s in sorted(specs.items()) for c in s.cases.get(device, ())]
@@ -157,7 +186,7 @@ def not_measured(device, specs):
 def page(specs):
     lines = [HEAD]
     for device, title in TITLES.items():
-        lines += [f"## {title}", "", *operators(device, specs), *sweeps(device)]
+        lines += [f"## {title}", "", *operators(device, specs), *sweeps(device), *plans(device)]
         lines += ["### What was not measured", "", *not_measured(device, specs)]
         whole = [*steps(device), *host(device)]
         if whole:
