@@ -81,6 +81,7 @@ build: $(READY)
 
 # torch first, from the pinned set; then the rest; then ourselves, editable, so that our metadata answers as installed
 $(VENV)/ready: constraints.txt pyproject.toml
+	@echo 'Setting up $(VENV), once: torch and the pinned packages, then the libraries; some minutes without a word'
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt torch numpy setuptools wheel
 	$(VENV)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,examples,benchmark]'

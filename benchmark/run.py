@@ -1,5 +1,4 @@
-"""Times operators against eager PyTorch, torch.compile, upstream Liger Kernel, other libraries and the
-physical floor.
+"""Times operators against eager PyTorch, torch.compile, other libraries and the physical floor.
 
     python -m benchmark.run                                       every operator on the CPU
     python -m benchmark.run --device cuda --ops rms_norm,rope --out rows.jsonl

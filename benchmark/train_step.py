@@ -1,5 +1,4 @@
-"""A whole training step of a Hugging Face model with random weights: tokens/s, peak memory, losses,
-gradients.
+"""A whole training step of a Hugging Face model with random weights: tokens/s, peak memory, losses.
 
     python -m benchmark.train_step --device cuda --model llama8b-4l --impls hf,compile,liger
 

@@ -7,12 +7,16 @@ import warnings
 
 import torch
 
-LIB = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+LIB = os.path.join(_PACKAGE, "lib")
 MINIMUM_TORCH = (2, 10)
-_REBUILD = (
-    "In a source tree run `python setup.py build_ext --inplace`, "
-    "otherwise `pip install --force-reinstall --no-deps liger-kernel-c`."
-)
+REBUILD = "To settle it: `pip install --force-reinstall --no-deps liger-kernel-c`."
+# In a clone Python takes its liger_kernel before the one that `pip install .` has just installed.
+if os.path.exists(os.path.join(os.path.dirname(_PACKAGE), "build_tools", "native.py")):
+    REBUILD = (
+        "This is a source tree: `pip install -e .` or `python setup.py build_ext --inplace` there builds "
+        "them; if liger-kernel-c is installed elsewhere, start Python in another folder."
+    )
 
 
 def libraries():
@@ -64,12 +68,12 @@ def _check_torch_version():
 def _load_cpu():
     path = os.path.join(LIB, "libliger_torch_cpu.so")
     if not os.path.exists(path):
-        raise ImportError(f"liger_kernel's libraries are not built: {path} is missing. {_REBUILD}")
+        raise ImportError(f"liger_kernel's libraries are not built: {path} is missing. {REBUILD}")
     try:
         torch.ops.load_library(path)
     except OSError as e:
         why = f"{path} does not load with torch {torch.__version__}: {_cause(e)}"
-        raise ImportError(f"{why}. {_REBUILD}") from e
+        raise ImportError(f"{why}. {REBUILD}") from e
 
 
 def _load_gpu(gpu):

@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 
-from ._load import LIB, build_info, driver_warning
+from ._load import LIB, REBUILD, build_info, driver_warning
 from ._upstream import conflict
 from ._version import UPSTREAM_VERSION, __version__
 
@@ -62,7 +62,7 @@ def _torch():
 def _libraries():
     info = build_info()
     if not info:
-        yield "Libraries", f"not built ({LIB} is empty)"
+        yield "Libraries", f"not built ({LIB} is empty). {REBUILD}"
         return
     yield (
         "Built with",

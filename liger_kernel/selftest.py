@@ -1,5 +1,4 @@
-"""`python -m liger_kernel.selftest [--device cpu|cuda] [op ...]`: every op against its reference, on this
-machine.
+"""`python -m liger_kernel.selftest [op ...]`: every op against its reference, on this machine.
 
 In under a minute: each sample of each op's spec runs forward and backward on random data and is held against
 float64 truth; the bar is PyTorch's own error in the same dtype. Prints a table with the share of the bar that

@@ -11,11 +11,14 @@ The task: count. A token is right if it is the one before it plus one.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from liger_kernel.transformers.functional import liger_linear_logprob
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone that was built, not installed
+from liger_kernel.transformers.functional import liger_linear_logprob  # noqa: E402
 
 START, LENGTH, SAMPLES, VOCAB = 0, 12, 64, 40
 

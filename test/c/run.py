@@ -1,8 +1,8 @@
 """Builds every test/c/test_*.c against the CPU kernels and runs it at every ISA level of this machine.
 
     python test/c/run.py               as the package is built: guard bytes and poisoned buffers find what a
-    kernel should not do python test/c/run.py --sanitize    under AddressSanitizer and
-    UndefinedBehaviorSanitizer
+                                       kernel should not do
+    python test/c/run.py --sanitize    under AddressSanitizer and UndefinedBehaviorSanitizer
 
 The kernels are compiled with the flags of build_tools/native.py, plus the sanitizers'. Prints a table; exit
 code 1 on a failure.
