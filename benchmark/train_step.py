@@ -92,7 +92,7 @@ CLOSE = 0.02  # bf16: relative difference of a loss or of a gradient's norm
 
 def options():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     p.add_argument("--model", choices=list(MODELS), default="llama8b-4l")
     p.add_argument("--impls", default="hf,compile,liger")
     p.add_argument("--batch-size", type=int, default=4)
@@ -104,7 +104,9 @@ def options():
     machine.add_commit(p)
     p.add_argument("--out", default="", help="default benchmark/results/train_step_<device>.jsonl")
     p.add_argument("--run", default="", help=argparse.SUPPRESS)  # what a child process is told
-    return p.parse_args()
+    a = p.parse_args()
+    a.device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return a
 
 
 def build(a):

@@ -13,8 +13,8 @@ from ._version import __version__
 _LAZY = {
     "set_memory_budget": "liger_kernel.ops.linear_loss",
     "get_memory_budget": "liger_kernel.ops.linear_loss",
-    "patch_report": "liger_kernel.transformers.patching",
-    "revert": "liger_kernel.transformers.patching",
+    "patch_report": "liger_kernel.transformers",
+    "revert": "liger_kernel.transformers",
     "set_impl": "liger_kernel.backends",
     "get_impl": "liger_kernel.backends",
     "available_impls": "liger_kernel.backends",

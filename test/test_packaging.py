@@ -257,6 +257,11 @@ def test_import_is_light():
     assert runs[0][1:] == ["False", "[]"]
 
 
+def test_every_name_of_the_package_is_there():
+    code = "import liger_kernel as k; print([n for n in (*k.__all__, 'functional') if not hasattr(k, n)])"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
 def test_import_of_the_ops_needs_no_transformers_and_starts_no_cuda():
     code = (
         "import sys, torch, liger_kernel.ops\n"
