@@ -68,8 +68,8 @@ def main():
     machine.add_commit(p)
     p.add_argument("--out", default="", help="default benchmark/results/host_overhead_<device>.jsonl")
     a = p.parse_args()
-    seen = measure(variants(a.device), a.device, a.rounds)
     base, rows = machine.facts(a.device), []
+    seen = measure(variants(a.device), a.device, a.rounds)
     for impl in dict.fromkeys(name for name, _ in seen):
         row = {**base, "op": "rms_norm", "case": "8x256", "dtype": "float32", "impl": impl}
         for direction in ("fwd", "full"):

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -46,6 +47,8 @@ def add_commit(parser):
 
 def machine(device):
     if device == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit("--device cuda, but torch sees no GPU")
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     try:

@@ -123,7 +123,7 @@ def _time_cuda(a, floor, calls, rows):
 
 
 def show(row):
-    text = f"{row['dtype']:9s}{row['op'] + '/' + row['case']:34s}{row['impl']:9s}"
+    text = f"{row['dtype']:9s}{row['op'] + '/' + row['case']:33s} {row['impl']:9s}"
     if "error" in row:
         return text + row["error"]
     best = row.get("kernel_full_ms", row["full_ms"])

@@ -125,7 +125,8 @@ def main():
         for with_memory in (False, True):  # of row-wise operators on the CPU it says nothing
             a.memory = with_memory
             part = [w for w in todo if bool(w[1].flops[1]) == with_memory]
-            run.measure_all(part, a, base, out)
+            if part:
+                run.measure_all(part, a, base, out)
     from . import plot
 
     print("plots:", *plot.sweeps(machine.read_rows(out), out.with_suffix("")))

@@ -182,6 +182,10 @@ def main():
     a = options()
     if a.run:
         return train(a)
+    import transformers
+
+    base = {**machine.facts(a.device), "transformers": transformers.__version__, "model": a.model}
+    base.update(batch_size=a.batch_size, seq_len=a.seq_len, checkpointing=a.checkpointing, dtype="bfloat16")
     impls, best = a.impls.split(","), {}
     for impl in machine.progress([*impls] * a.rounds, desc="runs"):
         own = ["--upstream", a.upstream] if a.upstream else []  # as the caller's directory has it
@@ -195,10 +199,6 @@ def main():
         row = json.loads(lines[-1])
         if impl not in best or row["tokens_per_s"] > best[impl]["tokens_per_s"]:
             best[impl] = row
-    import transformers
-
-    base = {**machine.facts(a.device), "transformers": transformers.__version__, "model": a.model}
-    base.update(batch_size=a.batch_size, seq_len=a.seq_len, checkpointing=a.checkpointing, dtype="bfloat16")
     reference, failed = best[impls[0]], False
     for impl, row in best.items():
         row["off"] = agree(row, reference)

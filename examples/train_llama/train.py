@@ -39,7 +39,10 @@ def options():
     p.add_argument("--learning-rate", type=float, default=1e-3)
     p.add_argument("--out", type=Path, default=Path("demo_output"))
     p.add_argument("--run", choices=list(NAMES), help=argparse.SUPPRESS)  # what a child process is told
-    return p.parse_args()
+    args = p.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        p.error("--device cuda, but torch sees no GPU")
+    return args
 
 
 # ---- the text and its tokenizer -----------------------------------------------------------------------
