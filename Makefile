@@ -73,7 +73,7 @@ mutants: build
 	$(PY) test/mutants/run.py --device $(DEVICE) $(ARGS)
 
 wheel: $(READY)
-	$(PY) setup.py -q bdist_wheel
+	$(PY) -m pip wheel --no-deps --no-build-isolation -w dist .
 
 # setuptools compiles only what changed, so this runs every time
 build: $(READY)

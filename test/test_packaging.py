@@ -9,6 +9,7 @@ import sys
 import tarfile
 import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,11 +142,7 @@ def test_wheel_serves_every_python_and_holds_no_stale_file(wheel):
     tops = {n.split("/")[0] for n in names}
     assert tops == {"liger_kernel", f"liger_kernel_c-{VERSION}.dist-info", f"liger_kernel_c-{VERSION}.data"}
     packed = {n for n in names if n.startswith("liger_kernel/") and n.endswith(".py")}
-    listed = subprocess.run(
-        ["git", "ls-files", "liger_kernel/*.py"], cwd=ROOT, capture_output=True, text=True
-    )
-    if listed.returncode == 0 and listed.stdout:
-        assert packed >= set(listed.stdout.split())
+    assert packed >= {p.relative_to(ROOT).as_posix() for p in Path(ROOT, "liger_kernel").rglob("*.py")}
 
 
 def test_wheel_answers_for_both_names(wheel, environment):
