@@ -18,13 +18,13 @@ constexpr int NORM_MAX_THREADS = 512;
 
 /* v[k] = its sum over the threads of one row, all N at once. All threads of the block call, as often as each
  * other; `scratch` is N arrays of shared memory. Calls that alternate between two sets need no barrier.
- * GROUPS: the threads of a row wait for each other alone, not for the other rows of the block. */
-template <bool GROUPS = false, int N>
+ * GROUPS: the threads of a row wait for each other alone, not for the other rows of the block. CHUNK: a known
+ * divisor of threads_per_row. */
+template <bool GROUPS = false, int CHUNK = 1, int N>
 __device__ __forceinline__ void norm_row_sums(float (&v)[N], int threads_per_row,
                                               float (&scratch)[N][BLOCK_SCRATCH]) {
-  const int lanes = threads_per_row < GPU_LANES ? threads_per_row : GPU_LANES;
-#pragma unroll
-  for (int k = 0; k < N; k++) v[k] = warp_reduce<op_sum>(v[k], lanes);
+  const int lanes = CHUNK >= GPU_LANES || threads_per_row >= GPU_LANES ? GPU_LANES : threads_per_row;
+  warp_reduce_all<op_sum>(v, lanes);
   if (threads_per_row <= GPU_LANES) return;
   const int n_warps = threads_per_row / GPU_LANES, warp = (int)threadIdx.x / GPU_LANES;
   if (threadIdx.x % GPU_LANES == 0) {
@@ -36,7 +36,8 @@ __device__ __forceinline__ void norm_row_sums(float (&v)[N], int threads_per_row
   else __syncthreads();
   const int from = (warp & ~(n_warps - 1)) + ((int)threadIdx.x & (n_warps - 1));
 #pragma unroll
-  for (int k = 0; k < N; k++) v[k] = warp_reduce<op_sum>(scratch[k][from], n_warps);
+  for (int k = 0; k < N; k++) v[k] = scratch[k][from];
+  warp_reduce_all<op_sum>(v, n_warps);
 }
 
 /* p[j] = P[col + j] + plus, or `otherwise` without a P; col is a multiple of N */
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   float sum[1] = {0.0f};
 #pragma unroll
   for (int i = 0; i < NV; i++) sum[0] = norm_push<T, VEC, !CENTRED>(sum[0], x[i]); /* zeros beyond the row */
-  norm_row_sums(sum, threads_per_row, sum_scratch);
+  norm_row_sums<false, CHUNK>(sum, threads_per_row, sum_scratch);
   norm_stay_packed(x);
   norm_stats s;
   if constexpr (CENTRED) {
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
 #pragma unroll
     for (int i = 0; i < NV; i++)
       if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);
-    norm_row_sums(d, threads_per_row, distance_scratch);
+    norm_row_sums<false, CHUNK>(d, threads_per_row, distance_scratch);
     norm_stay_packed(x);
     s = norm_finish(mean, d, inv_n, eps);
     if (live && at.lane == 0) ((float *)a.mean)[at.row] = s.mean + s.rest;

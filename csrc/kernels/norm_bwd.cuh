@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS, 1)
       if (!KEEP_M && at.owns(i)) load_weight(i); /* from a cache */
       norm_push_bwd<VEC, SUMS>(m[KEEP_M ? i : 0], sum, dw[i], db[i], v, dy, w[KEEP_M ? i : 0], mean, rstd);
     }
-    norm_row_sums<true>(sum, threads_per_row, scratch[parity]);
+    norm_row_sums<true, CHUNK>(sum, threads_per_row, scratch[parity]);
     const norm_slope k = norm_finish_bwd<SUMS>(sum, inv_n, mean, rstd);
 #pragma unroll
     for (int i = 0; i < NV; i++) {

@@ -195,11 +195,21 @@ struct op_sum {
   static __device__ __forceinline__ float apply(float a, float b) { return a + b; }
 };
 
-/* Over groups of `width` neighbouring lanes (a power of two, at most the warp). All lanes call; all lanes
- * hold the result. */
+/* Over groups of `width` neighbouring lanes (a power of two, at most the warp), all N at once. All lanes call; all
+ * lanes hold the results. Unrolled whatever the width: a loop's own instructions would double the time of a step,
+ * and every row waits for all of them. */
+template <class Op, int N> static __device__ __forceinline__ void warp_reduce_all(float (&v)[N], int width) {
+#pragma unroll
+  for (int m = GPU_LANES / 2; m > 0; m /= 2)
+    if (m < width) {
+#pragma unroll
+      for (int k = 0; k < N; k++) v[k] = Op::apply(v[k], gpu_shfl_xor(v[k], m));
+    }
+}
 template <class Op> static __device__ __forceinline__ float warp_reduce(float v, int width) {
-  for (int m = width / 2; m > 0; m /= 2) v = Op::apply(v, gpu_shfl_xor(v, m));
-  return v;
+  float one[1] = {v};
+  warp_reduce_all<Op>(one, width);
+  return one[0];
 }
 
 /* Over groups of `threads` neighbouring threads, a power of two that divides the block, in a fixed order. All
