@@ -93,8 +93,9 @@ static __device__ __forceinline__ void gpu_warp_sync(void) {
 #endif
 }
 
-/* A barrier of one group of `threads` neighbouring threads of the block, at most 15 groups of whole warps. Where
- * there are no such barriers, the whole block's: all groups call equally often. */
+/* A barrier of one group of `threads` neighbouring threads of the block, whole warps; `group`, of 0 to 14, is
+ * another number for every group. Where there are no such barriers, the whole block's: all groups call equally
+ * often. */
 static __device__ __forceinline__ void gpu_group_sync(int group, int threads) {
 #if LIGER_HIP
   (void)group, (void)threads;

@@ -31,10 +31,10 @@ __device__ __forceinline__ void norm_row_sums(float (&v)[N], int threads_per_row
 #pragma unroll
     for (int k = 0; k < N; k++) scratch[k][warp] = v[k];
   }
-  if (GROUPS && threads_per_row < (int)blockDim.x)
-    gpu_group_sync((int)threadIdx.x / threads_per_row, threads_per_row);
+  const int first_warp = warp & ~(n_warps - 1);
+  if (GROUPS && threads_per_row < (int)blockDim.x) gpu_group_sync(first_warp / 2, threads_per_row);
   else __syncthreads();
-  const int from = (warp & ~(n_warps - 1)) + ((int)threadIdx.x & (n_warps - 1));
+  const int from = first_warp + ((int)threadIdx.x & (n_warps - 1));
 #pragma unroll
   for (int k = 0; k < N; k++) v[k] = scratch[k][from];
   warp_reduce_all<op_sum>(v, n_warps);

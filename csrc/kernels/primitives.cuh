@@ -224,10 +224,11 @@ static __device__ __forceinline__ float group_reduce(float v, int threads, float
   v = warp_reduce<Op>(v, GPU_LANES);
   const int n_warps = threads / GPU_LANES, warp = (int)threadIdx.x / GPU_LANES;
   if (threadIdx.x % GPU_LANES == 0) scratch[warp] = v;
-  if (GROUPS && threads < (int)blockDim.x) gpu_group_sync((int)threadIdx.x / threads, threads);
+  const int first_warp = warp & ~(n_warps - 1);
+  if (GROUPS && threads < (int)blockDim.x) gpu_group_sync(first_warp / 2, threads);
   else __syncthreads();
   /* every n_warps lanes add all of the group's */
-  return warp_reduce<Op>(scratch[(warp & ~(n_warps - 1)) + (threadIdx.x & (n_warps - 1))], n_warps);
+  return warp_reduce<Op>(scratch[first_warp + (threadIdx.x & (n_warps - 1))], n_warps);
 }
 /* Over the block, whose number of threads is a power of two, or at most one warp. */
 template <class Op> static __device__ __forceinline__ float block_reduce(float v, float *scratch) {
