@@ -49,33 +49,36 @@ __device__ __forceinline__ void norm_load_param(float (&p)[N], const void *P, in
   for (int j = 0; j < N; j++) p[j] = P ? p[j] + plus : otherwise;
 }
 
-/* A thread's vectors of a parameter. PACKED, of X's dtype: on their way since early, in half the registers that
- * fp32 takes. Else loaded where they are used, from a cache by then. */
-template <typename T, int NV, bool PACKED> struct norm_param {
+/* A thread's vectors of a parameter, or of `otherwise` without one. PACKED, of X's dtype: on their way since early,
+ * in half the registers that fp32 takes. Else loaded where they are used, from a cache by then. */
+template <typename T, int NV, int CHUNK, bool PACKED> struct norm_param {
   static constexpr int VEC = vec_width<T>::value;
   vec<T, VEC> packed[PACKED ? NV : 1];
   const void *p;
   liger_dtype t;
-  template <class ColOf>
-  __device__ __forceinline__ norm_param(const void *p, liger_dtype t, ColOf col_of) : p(p), t(t) {
+  float otherwise;
+  __device__ __forceinline__ norm_param(const void *p, liger_dtype t, float otherwise,
+                                        const row_walk<NV, CHUNK> &at)
+      : p(p), t(t), otherwise(otherwise) {
     if constexpr (PACKED) {
+      const T *const from = (const T *)p + (int64_t)at.first_vec * VEC;
+      if (p) {
 #pragma unroll
-      for (int i = 0; i < NV; i++) {
-        const int64_t col = col_of(i);
-        if (p && col >= 0) packed[i] = load_vec<T, VEC>((const T *)p + col);
+        for (int i = 0; i < NV; i++)
+          if (at.owns(i)) packed[i] = load_vec<T, VEC>(from + i * (CHUNK * VEC));
+      } else {
+        float none[VEC];
+#pragma unroll
+        for (int j = 0; j < VEC; j++) none[j] = otherwise;
+#pragma unroll
+        for (int i = 0; i < NV; i++) packed[i] = pack<T, VEC>(none);
       }
     }
   }
-  /* vector i, from column col; + plus, or `otherwise` without the parameter */
-  __device__ __forceinline__ void get(float (&out)[VEC], int i, int64_t col, float plus,
-                                      float otherwise) const {
-    if constexpr (PACKED) {
-      unpack(out, packed[i]);
-#pragma unroll
-      for (int j = 0; j < VEC; j++) out[j] = p ? out[j] + plus : otherwise;
-    } else {
-      norm_load_param<VEC>(out, p, col, t, plus, otherwise);
-    }
+  /* vector i, from column col */
+  __device__ __forceinline__ void get(float (&out)[VEC], int i, int64_t col) const {
+    if constexpr (PACKED) unpack(out, packed[i]);
+    else norm_load_param<VEC>(out, p, col, t, 0.0f, otherwise);
   }
 };
 
@@ -148,7 +151,7 @@ __device__ __forceinline__ void norm_push_distances(float (&d)[SUMS], const vec<
   for (int j = 0; j < N; j++) {
     v[j] -= mean;
     d[0] = fmaf(v[j], v[j], d[0]);
-    d[SUMS - 1] += SUMS > 1 ? v[j] : 0.0f;
+    if constexpr (SUMS > 1) d[1] += v[j];
   }
 }
 template <int SUMS>
@@ -169,7 +172,6 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   const int64_t first_col = (int64_t)at.first_vec * VEC;
   const float inv_n = 1.0f / (float)a.n_cols, eps = (float)a.eps;
   const bool live = at.row < a.n_rows, llama = a.casting == LIGER_CAST_LLAMA;
-  const auto col_of = [&](int i) { return at.owns(i) ? first_col + i * NEXT : -1; };
 
   vec<T, VEC> x[NV] = {};
   const T *const X = (const T *)a.X + at.row * a.X_row_stride + first_col;
@@ -189,9 +191,10 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
       if (live && at.owns(i)) store_vec<T, VEC>(S + i * NEXT, x[i]);
     }
   }
-  const norm_param<T, NV, PACKED> weight(a.W, a.w_dtype, col_of);
-  const norm_param<T, CENTRED ? NV : 1, CENTRED && PACKED && NV <= 4> bias(CENTRED ? a.bias : nullptr,
-                                                                           a.bias_dtype, col_of);
+  const float offset = a.W ? (float)a.offset : 0.0f;
+  const norm_param<T, NV, CHUNK, PACKED> weight(a.W, a.w_dtype, 1.0f, at);
+  const norm_param<T, NV, CHUNK, CENTRED && PACKED && NV <= 4> bias(CENTRED ? a.bias : nullptr, a.bias_dtype,
+                                                                    0.0f, at);
 
   float sum[1] = {0.0f};
 #pragma unroll
@@ -219,8 +222,12 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   for (int i = 0; i < NV; i++)
     if (live && at.owns(i)) {
       float w[VEC], b[VEC] = {};
-      weight.get(w, i, first_col + i * NEXT, (float)a.offset, 1.0f);
-      if constexpr (CENTRED) bias.get(b, i, first_col + i * NEXT, 0.0f, 0.0f);
+      weight.get(w, i, first_col + i * NEXT);
+      if constexpr (CENTRED) bias.get(b, i, first_col + i * NEXT);
+      if constexpr (!CENTRED) {
+#pragma unroll
+        for (int j = 0; j < VEC; j++) w[j] += offset;
+      }
       store_vec<T, VEC>(Y + i * NEXT, norm_scale<T, VEC, CENTRED>(x[i], s, w, b, llama));
     }
 }

@@ -147,17 +147,22 @@ static inline bool rows_aligned(const void *base, int64_t row_stride, int64_t n_
 /* ---- rows of a persistent grid ------------------------------------------------------------------------- */
 /* A thread owns NV vectors of a row, CHUNK vectors apart, so that their distance is a constant and CHUNK
  * neighbouring threads make one access: 32 of them for wide rows, 8 or 16 for rows of 8 or 16 threads.
- * threads_per_row is a multiple of CHUNK. */
+ * threads_per_row is a power of two and a multiple of CHUNK. */
 /* `groups` rows side by side in a block; all groups make the same number of turns, since reductions need
  * every thread. */
 template <int NV, int CHUNK> struct row_walk {
   int groups, group, lane, n_vecs, first_vec;
   int64_t row, step;
   __device__ __forceinline__ row_walk(int threads_per_row, int64_t n_cols, int vec_elems)
-      : groups(blockDim.x / threads_per_row), group(threadIdx.x / threads_per_row),
-        lane(threadIdx.x % threads_per_row), n_vecs((int)(n_cols / vec_elems)),
-        first_vec(lane / CHUNK * (CHUNK * NV) + lane % CHUNK), row((int64_t)blockIdx.x * groups + group),
-        step((int64_t)gridDim.x * groups) {}
+      : n_vecs((int)(n_cols / vec_elems)) {
+    const int log2_threads = __ffs(threads_per_row) - 1; /* the first load waits for all this: no division */
+    groups = (int)blockDim.x >> log2_threads;
+    group = (int)threadIdx.x >> log2_threads;
+    lane = (int)threadIdx.x & (threads_per_row - 1);
+    first_vec = lane / CHUNK * (CHUNK * NV) + lane % CHUNK;
+    row = (int64_t)blockIdx.x * groups + group;
+    step = (int64_t)gridDim.x * groups;
+  }
   __device__ __forceinline__ bool owns(int i) const { return first_vec + i * CHUNK < n_vecs; }
 };
 
