@@ -163,7 +163,7 @@ __device__ __forceinline__ norm_stats norm_finish(float mean, const float (&d)[S
 
 /* ---- forward ------------------------------------------------------------------------------------------- */
 template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD, bool PACKED>
-__global__ void __launch_bounds__(NORM_MAX_THREADS)
+__global__ void __launch_bounds__(NORM_MAX_THREADS, NV <= 4 ? 2 : 1)
     norm_fwd_kernel(const liger_norm_fwd_args a, int threads_per_row) {
   constexpr int VEC = vec_width<T>::value, SUMS = norm_distances<T>::value,
                 NEXT = CHUNK * VEC; /* columns from a thread's vector to its next */
