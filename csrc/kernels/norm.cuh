@@ -49,23 +49,24 @@ __device__ __forceinline__ void norm_load_param(float (&p)[N], const void *P, in
   for (int j = 0; j < N; j++) p[j] = P ? p[j] + plus : otherwise;
 }
 
-/* A thread's vectors of a parameter, or of `otherwise` without one. PACKED, of X's dtype: on their way since early,
- * in half the registers that fp32 takes. Else loaded where they are used, from a cache by then. */
-template <typename T, int NV, int CHUNK, bool PACKED> struct norm_param {
+/* NV of a thread's vectors of a parameter, or of `otherwise` without one. PACKED, of X's dtype: all on their way
+ * at once after fetch, in half the registers that fp32 takes. Else loaded where they are used, from a cache by then. */
+template <typename T, int NV, bool PACKED> struct norm_param {
   static constexpr int VEC = vec_width<T>::value;
   vec<T, VEC> packed[PACKED ? NV : 1];
   const void *p;
   liger_dtype t;
   float otherwise;
-  __device__ __forceinline__ norm_param(const void *p, liger_dtype t, float otherwise,
-                                        const row_walk<NV, CHUNK> &at)
-      : p(p), t(t), otherwise(otherwise) {
+  __device__ __forceinline__ norm_param(const void *p, liger_dtype t, float otherwise)
+      : p(p), t(t), otherwise(otherwise) {}
+  /* the thread's vectors from its `from`th on */
+  template <class Walk> __device__ __forceinline__ void fetch(const Walk &at, int from) {
     if constexpr (PACKED) {
-      const T *const from = (const T *)p + (int64_t)at.first_vec * VEC;
       if (p) {
+        const T *const first = (const T *)p + (int64_t)at.first_vec * VEC;
 #pragma unroll
         for (int i = 0; i < NV; i++)
-          if (at.owns(i)) packed[i] = load_vec<T, VEC>(from + i * (CHUNK * VEC));
+          if (at.owns(from + i)) packed[i] = load_vec<T, VEC>(first + (from + i) * (Walk::NEXT * VEC));
       } else {
         float none[VEC];
 #pragma unroll
@@ -77,7 +78,7 @@ template <typename T, int NV, int CHUNK, bool PACKED> struct norm_param {
   }
   /* vector i, from column col */
   __device__ __forceinline__ void get(float (&out)[VEC], int i, int64_t col) const {
-    if constexpr (PACKED) unpack(out, packed[i]);
+    if constexpr (PACKED) unpack(out, packed[i % NV]);
     else norm_load_param<VEC>(out, p, col, t, 0.0f, otherwise);
   }
 };
@@ -166,7 +167,8 @@ template <typename T, int NV, int CHUNK, bool CENTRED, bool ADD, bool PACKED>
 __global__ void __launch_bounds__(NORM_MAX_THREADS, NV <= 4 ? 2 : 1)
     norm_fwd_kernel(const liger_norm_fwd_args a, int threads_per_row) {
   constexpr int VEC = vec_width<T>::value, SUMS = norm_distances<T>::value,
-                NEXT = CHUNK * VEC; /* columns from a thread's vector to its next */
+                NEXT = CHUNK * VEC, /* columns from a thread's vector to its next */
+      BATCH = NV < 4 ? NV : 4;      /* vectors of a parameter in registers */
   __shared__ float sum_scratch[1][BLOCK_SCRATCH], distance_scratch[SUMS][BLOCK_SCRATCH];
   const row_walk<NV, CHUNK> at(threads_per_row, a.n_cols, VEC);
   const int64_t first_col = (int64_t)at.first_vec * VEC;
@@ -192,15 +194,20 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS, NV <= 4 ? 2 : 1)
     }
   }
   const float offset = a.W ? (float)a.offset : 0.0f;
-  const norm_param<T, NV, CHUNK, PACKED> weight(a.W, a.w_dtype, 1.0f, at);
-  const norm_param<T, NV, CHUNK, CENTRED && PACKED && NV <= 4> bias(CENTRED ? a.bias : nullptr, a.bias_dtype,
-                                                                    0.0f, at);
+  /* on their way while the last sums are made */
+  norm_param<T, BATCH, PACKED> weight(a.W, a.w_dtype, 1.0f);
+  norm_param<T, BATCH, CENTRED && PACKED> bias(CENTRED ? a.bias : nullptr, a.bias_dtype, 0.0f);
+  const auto fetch_params = [&](int from) {
+    weight.fetch(at, from);
+    if constexpr (CENTRED) bias.fetch(at, from);
+  };
 
   float sum[1] = {0.0f};
 #pragma unroll
   for (int i = 0; i < NV; i++) sum[0] = norm_push<T, VEC, !CENTRED>(sum[0], x[i]); /* zeros beyond the row */
+  if constexpr (!CENTRED) fetch_params(0);
   norm_row_sums<false, CHUNK>(sum, threads_per_row, sum_scratch);
-  norm_stay_packed(x);
+  if constexpr (!CENTRED || NV > 4) norm_stay_packed(x); /* else fp32 is left of it for the next pass */
   norm_stats s;
   if constexpr (CENTRED) {
     float d[SUMS] = {};
@@ -208,6 +215,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS, NV <= 4 ? 2 : 1)
 #pragma unroll
     for (int i = 0; i < NV; i++)
       if (at.owns(i)) norm_push_distances<T, VEC>(d, x[i], mean);
+    fetch_params(0);
     norm_row_sums<false, CHUNK>(d, threads_per_row, distance_scratch);
     norm_stay_packed(x);
     s = norm_finish(mean, d, inv_n, eps);
@@ -219,7 +227,8 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS, NV <= 4 ? 2 : 1)
 
   T *const Y = (T *)a.Y + at.row * a.Y_row_stride + first_col;
 #pragma unroll
-  for (int i = 0; i < NV; i++)
+  for (int i = 0; i < NV; i++) {
+    if (i > 0 && i % BATCH == 0) fetch_params(i);
     if (live && at.owns(i)) {
       float w[VEC], b[VEC] = {};
       weight.get(w, i, first_col + i * NEXT);
@@ -230,6 +239,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS, NV <= 4 ? 2 : 1)
       }
       store_vec<T, VEC>(Y + i * NEXT, norm_scale<T, VEC, CENTRED>(x[i], s, w, b, llama));
     }
+  }
 }
 
 /* any width and alignment: a block per row, VEC elements at a time */

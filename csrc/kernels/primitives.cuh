@@ -151,6 +151,7 @@ static inline bool rows_aligned(const void *base, int64_t row_stride, int64_t n_
 /* `groups` rows side by side in a block; all groups make the same number of turns, since reductions need
  * every thread. */
 template <int NV, int CHUNK> struct row_walk {
+  static constexpr int NEXT = CHUNK; /* vectors from one of a thread's to its next */
   int groups, group, lane, n_vecs, first_vec;
   int64_t row, step;
   __device__ __forceinline__ row_walk(int threads_per_row, int64_t n_cols, int vec_elems)
