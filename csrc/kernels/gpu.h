@@ -128,6 +128,16 @@ static __device__ __forceinline__ float gpu_exp2(float x) {
 #endif
 }
 
+/* One access of 16 bytes. As an integer of 128 bits, since nvcc stores some uint4 as four numbers. */
+static __device__ __forceinline__ void gpu_store(uint4 *p, uint4 v) {
+#if LIGER_HIP
+  *p = v;
+#else
+  *reinterpret_cast<unsigned __int128 *>(p) = (unsigned __int128)((uint64_t)v.w << 32 | v.z) << 64 |
+                                              ((uint64_t)v.y << 32 | v.x);
+#endif
+}
+
 /* 16-byte accesses that do not stay in the caches: for data that nobody reads again soon */
 static __device__ __forceinline__ uint4 gpu_load_stream(const uint4 *p) {
 #if LIGER_HIP

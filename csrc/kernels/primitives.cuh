@@ -40,7 +40,8 @@ template <typename T, int N> static __device__ __forceinline__ void store_vec(T 
   typedef typename raw_access<N * sizeof(T)>::type raw_t;
   raw_t raw;
   __builtin_memcpy(&raw, &v, sizeof raw);
-  *reinterpret_cast<raw_t *>(p) = raw;
+  if constexpr (sizeof raw == 16) gpu_store(reinterpret_cast<uint4 *>(p), raw);
+  else *reinterpret_cast<raw_t *>(p) = raw;
 }
 /* the same, past the caches: for tensors read or written once */
 template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_vec_stream(const T *p) {
