@@ -21,22 +21,32 @@ constexpr int ROWS = 4;              /* of a thread in forward; at least as many
 constexpr int BWD_BLOCKS_PER_SM = 3; /* what the registers of the parameters and three sums let reside */
 constexpr int STAGES = 4;            /* rows of a thread in shared memory, all but one of them on their way */
 
-/* tanh x, and 1 - tanh^2 x without cancellation. EXACT: for fp32 results; below, the error of the fast
- * exponential stays under that of a rounding to 16 bits */
-template <bool EXACT> __device__ __forceinline__ float tanh_and_slope(float x, float *slope) {
-  constexpr float NEAR = EXACT ? 0.625f : 0.03f; /* 1 - q would cancel */
+/* tanh x, and 1 - tanh^2 x without cancellation */
+__device__ __forceinline__ float tanh_and_slope(float x, float *slope) {
   const float a = fabsf(x), z = x * x;
-  const float q = EXACT ? expf(-2.0f * a) : gpu_exp2(-2.885390082f * a); /* 2 / ln 2 */
-  const float r = EXACT ? 1.0f / (1.0f + q) : __fdividef(1.0f, 1.0f + q);
-  float p = -3.33332819422e-1f;
-  if (EXACT) {
-    p = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
-    p = fmaf(p, z, -5.37397155531e-2f);
-    p = fmaf(p, z, 1.33314422036e-1f);
-    p = fmaf(p, z, -3.33332819422e-1f);
-  }
+  const float q = expf(-2.0f * a), r = 1.0f / (1.0f + q);
+  float p = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
+  p = fmaf(p, z, -5.37397155531e-2f);
+  p = fmaf(p, z, 1.33314422036e-1f);
+  p = fmaf(p, z, -3.33332819422e-1f);
   *slope = 4.0f * q * r * r;
-  return a < NEAR ? fmaf(p * z, x, x) : copysignf((1.0f - q) * r, x);
+  return a < 0.625f ? fmaf(p * z, x, x) : copysignf((1.0f - q) * r, x); /* 1 - q would cancel */
+}
+/* The same for results of 16 bits, in the fewest instructions, which decide here; its error stays under that of
+ * the rounding. With h = q / (1 + q), |t| = 1 - 2 h. Below 0.01 tanh x is x within 2^-14. */
+__device__ __forceinline__ float tanh_and_slope_fast(float x, float *slope) {
+  const float q = gpu_exp2(-2.885390082f * fabsf(x)), r = gpu_reciprocal(1.0f + q), h = q * r;
+  const float far = copysignf(fmaf(-2.0f, h, 1.0f), x); /* here, not in an arm: a branch would split accesses */
+  *slope = 4.0f * (h * r);
+  return fabsf(x) < 0.01f ? x : far;
+}
+/* tanh x alone: large x make the exponential 0 or infinite */
+template <bool EXACT> __device__ __forceinline__ float tanh_of(float x) {
+  float slope;
+  if constexpr (EXACT) return tanh_and_slope(x, &slope);
+  const float r = gpu_reciprocal(1.0f + gpu_exp2(2.885390082f * x)); /* 2 / ln 2 */
+  const float far = fmaf(-2.0f, r, 1.0f);
+  return fabsf(x) < 0.01f ? x : far;
 }
 
 /* ---- columns of a thread ------------------------------------------------------------------------------- */
@@ -126,11 +136,11 @@ __global__ void __launch_bounds__(FWD_THREADS)
 #pragma unroll
   for (int k = 0; k < ROWS; k++)
     if (first + k * step < args.n_rows) {
-      float v[VEC], slope;
+      float v[VEC];
       unpack(v, x[k]);
 #pragma unroll
       for (int j = 0; j < VEC; j++)
-        v[j] = fmaf(gamma[j], tanh_and_slope<sizeof(T) == 4>(alpha[0] * v[j], &slope), beta[j]);
+        v[j] = fmaf(gamma[j], tanh_of<sizeof(T) == 4>(alpha[0] * v[j]), beta[j]);
       store_part<T, VECTORS, VEC>(Y + (first + k * step) * args.n_cols, v, at.n);
     }
 }
@@ -184,8 +194,8 @@ __global__ void __launch_bounds__(THREADS, BWD_BLOCKS_PER_SM)
     }
 #pragma unroll
     for (int j = 0; j < VEC; j++) {
-      float slope;
-      const float t = tanh_and_slope<sizeof(T) == 4>(alpha[0] * v[j], &slope);
+      float slope, x = alpha[0] * v[j];
+      const float t = sizeof(T) == 4 ? tanh_and_slope(x, &slope) : tanh_and_slope_fast(x, &slope);
       const float u = g[j] * gamma[j] * slope;
       dgamma[j] = fmaf(g[j], t, dgamma[j]);
       dbeta[j] += g[j];

@@ -128,6 +128,17 @@ static __device__ __forceinline__ float gpu_exp2(float x) {
 #endif
 }
 
+/* 1 / x by the special-function unit, within 1 ulp; of a denormal infinity, of 2^126 or more 0 */
+static __device__ __forceinline__ float gpu_reciprocal(float x) {
+#if LIGER_HIP
+  return 1.0f / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 /* One access of 16 bytes. As an integer of 128 bits, since nvcc stores some uint4 as four numbers. */
 static __device__ __forceinline__ void gpu_store(uint4 *p, uint4 v) {
 #if LIGER_HIP
