@@ -36,7 +36,7 @@ __device__ __forceinline__ float tanh_and_slope(float x, float *slope) {
  * the rounding. With h = q / (1 + q), |t| = 1 - 2 h. Below 0.01 tanh x is x within 2^-14. */
 __device__ __forceinline__ float tanh_and_slope_fast(float x, float *slope) {
   const float q = gpu_exp2(-2.885390082f * fabsf(x)), r = gpu_reciprocal(1.0f + q), h = q * r;
-  const float far = copysignf(fmaf(-2.0f, h, 1.0f), x); /* here, not in an arm: a branch would split accesses */
+  const float far = copysignf(fmaf(-2.0f, h, 1.0f), x); /* before the choice, which is no branch then */
   *slope = 4.0f * (h * r);
   return fabsf(x) < 0.01f ? x : far;
 }
@@ -51,7 +51,7 @@ template <bool EXACT> __device__ __forceinline__ float tanh_of(float x) {
 
 /* ---- columns of a thread ------------------------------------------------------------------------------- */
 struct dyt_plan {
-  int threads_per_row, groups; /* groups of threads in a block, each on rows of its own */
+  int threads_per_row, groups; /* a power of two; groups of threads in a block, each on rows of its own */
   int64_t col_tiles, row_blocks;
   __host__ __device__ int64_t n_partials() const { return row_blocks * groups; }
 };
@@ -61,7 +61,8 @@ struct dyt_place {
   int64_t col, row, group_row;
   int n;
   __device__ __forceinline__ dyt_place(const dyt_plan &p, int64_t n_cols, int vec) {
-    const int group = (int)threadIdx.x / p.threads_per_row, lane = (int)threadIdx.x % p.threads_per_row;
+    const int group = (int)threadIdx.x >> (__ffs(p.threads_per_row) - 1),
+              lane = (int)threadIdx.x & (p.threads_per_row - 1);
     const int64_t row_block = blockIdx.x / (unsigned)p.col_tiles;
     col = ((blockIdx.x - row_block * p.col_tiles) * p.threads_per_row + lane) * vec;
     group_row = row_block * p.groups + group;
@@ -114,7 +115,7 @@ __device__ __forceinline__ void load_columns(float (&out)[VEC], const void *p, i
 /* ---- forward ------------------------------------------------------------------------------------------- */
 template <typename T, bool VECTORS>
 __global__ void __launch_bounds__(FWD_THREADS)
-    dyt_fwd_kernel(const liger_dyt_fwd_args args, const dyt_plan plan) {
+    dyt_fwd_kernel(const liger_dyt_fwd_args args, const dyt_plan plan, bool params_like_x) {
   constexpr int VEC = vec_width<T>::value;
   const dyt_place at(plan, args.n_cols, VEC);
   if (at.n == 0) return;
@@ -124,24 +125,35 @@ __global__ void __launch_bounds__(FWD_THREADS)
   const int64_t first = at.group_row +
                         (int64_t)(blockIdx.x / (unsigned)plan.col_tiles) * plan.groups * (ROWS - 1);
   const int step = plan.groups;
+  const int64_t X_step = step * args.X_row_stride, Y_step = step * args.n_cols;
+  X += first * args.X_row_stride;
+  Y += first * args.n_cols;
   vec<T, VEC> x[ROWS];
 #pragma unroll
   for (int k = 0; k < ROWS; k++)
-    if (first + k * step < args.n_rows)
-      x[k] = load_part<T, VECTORS, VEC>(X + (first + k * step) * args.X_row_stride, at.n);
-  float alpha[1], gamma[VEC], beta[VEC];
-  load_as_f32<1>(alpha, args.alpha, 0, args.alpha_dtype);
-  load_columns<VEC>(gamma, args.gamma, at.col, at.n, args.gamma_dtype);
-  load_columns<VEC>(beta, args.beta, at.col, at.n, args.beta_dtype);
+    if (first + k * step < args.n_rows) x[k] = load_part<T, VECTORS, VEC>(X + k * X_step, at.n);
+  float alpha[1], gamma[VEC] = {}, beta[VEC] = {};
+  if (VECTORS && params_like_x) { /* all on their way at once */
+    vec<T, VEC> g, b;
+    const T a = *(const T *)args.alpha;
+    if (args.gamma) g = load_vec<T, VEC>((const T *)args.gamma + at.col);
+    if (args.beta) b = load_vec<T, VEC>((const T *)args.beta + at.col);
+    alpha[0] = to_f32(a);
+    if (args.gamma) unpack(gamma, g);
+    if (args.beta) unpack(beta, b);
+  } else {
+    load_as_f32<1>(alpha, args.alpha, 0, args.alpha_dtype);
+    load_columns<VEC>(gamma, args.gamma, at.col, at.n, args.gamma_dtype);
+    load_columns<VEC>(beta, args.beta, at.col, at.n, args.beta_dtype);
+  }
 #pragma unroll
   for (int k = 0; k < ROWS; k++)
     if (first + k * step < args.n_rows) {
       float v[VEC];
       unpack(v, x[k]);
 #pragma unroll
-      for (int j = 0; j < VEC; j++)
-        v[j] = fmaf(gamma[j], tanh_of<sizeof(T) == 4>(alpha[0] * v[j]), beta[j]);
-      store_part<T, VECTORS, VEC>(Y + (first + k * step) * args.n_cols, v, at.n);
+      for (int j = 0; j < VEC; j++) v[j] = fmaf(gamma[j], tanh_of<sizeof(T) == 4>(alpha[0] * v[j]), beta[j]);
+      store_part<T, VECTORS, VEC>(Y + k * Y_step, v, at.n);
     }
 }
 
@@ -249,11 +261,16 @@ extern "C" liger_status liger_dyt_fwd_cuda(const liger_dyt_fwd_args *a, void *st
   const dyt_plan plan = plan_rows(a->n_rows, a->n_cols, size_of(a->x_dtype), FWD_THREADS, INT64_MAX);
   if (plan.row_blocks * plan.col_tiles > GPU_MAX_GRID) return LIGER_ERR_SIZE;
   const unsigned grid = (unsigned)(plan.row_blocks * plan.col_tiles);
+  const auto like_x = [a](const void *p, liger_dtype t) {
+    return !p || (t == a->x_dtype && (uintptr_t)p % 16 == 0);
+  };
+  const bool params = a->alpha_dtype == a->x_dtype && like_x(a->gamma, a->gamma_dtype) &&
+                      like_x(a->beta, a->beta_dtype);
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     if (rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
         rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T)))
-      dyt_fwd_kernel<T, true><<<grid, FWD_THREADS, 0, stream>>>(*a, plan);
-    else dyt_fwd_kernel<T, false><<<grid, FWD_THREADS, 0, stream>>>(*a, plan);
+      dyt_fwd_kernel<T, true><<<grid, FWD_THREADS, 0, stream>>>(*a, plan, params);
+    else dyt_fwd_kernel<T, false><<<grid, FWD_THREADS, 0, stream>>>(*a, plan, params);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }
