@@ -5,9 +5,10 @@
  *   template <bool EXACT> __device__ void apply(const float (&x)[IN], float (&y)[OUT]) const;
  * EXACT: some result is stored as fp32; otherwise all are rounded to 16 bits and the fast exponential and
  * division do.
- * Plan       NV vectors of 16 bytes of each input a thread, all loads before the first use; contiguous
- *            tensors are one row. What is not made of aligned vectors goes element by element, and so do
- *            tensors of different dtypes. Bits don't depend on which way an element goes */
+ * Plan       one vector of 16 bytes of each input a thread: 2048 threads of a multiprocessor keep the memory busy,
+ *            and two vectors are 1.5 % slower (H200, swiglu); contiguous tensors are one row. What is not made of
+ *            aligned vectors goes element by element, and so do tensors of different dtypes. Bits don't depend on
+ *            which way an element goes */
 #ifndef LIGER_ELEMENTWISE_CUH
 #define LIGER_ELEMENTWISE_CUH
 #include "primitives.cuh"
@@ -15,11 +16,6 @@
 namespace {
 
 constexpr int ELEMENTWISE_THREADS = 256;
-/* 32 bytes in flight a thread and 2048 threads a multiprocessor keep the memory busy. Two or three inputs
- * give that with one vector of each, which is 1.5 % faster than two (H200, swiglu). */
-template <class F> struct elementwise_vectors {
-  static constexpr int value = F::IN == 1 ? 2 : 1;
-};
 
 /* Rows of n_cols columns. A row stride has no meaning where there is one row. */
 template <int IN, int OUT> struct elementwise_args {
@@ -43,49 +39,32 @@ static __device__ __forceinline__ void element_place(int64_t v, int64_t n_rows, 
 template <class F, typename T>
 __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
     elementwise_kernel(const elementwise_args<F::IN, F::OUT> args, const F f) {
-  constexpr int VEC = vec_width<T>::value, NV = elementwise_vectors<F>::value;
+  constexpr int VEC = vec_width<T>::value;
   const int64_t vecs_per_row = args.n_cols / VEC, n_vecs = args.n_rows * vecs_per_row;
-  const int64_t first = (int64_t)blockIdx.x * (ELEMENTWISE_THREADS * NV) + threadIdx.x;
-  const bool whole = first - threadIdx.x + ELEMENTWISE_THREADS * NV <= n_vecs; /* no branch between loads */
-  int64_t row[NV], col[NV];
-  vec<T, VEC> x[NV][F::IN];
+  const int64_t v = (int64_t)blockIdx.x * ELEMENTWISE_THREADS + threadIdx.x;
+  if (v >= n_vecs) return;
+  int64_t row, col;
+  element_place(v, args.n_rows, vecs_per_row, VEC, &row, &col);
+  vec<T, VEC> x[F::IN];
 #pragma unroll
-  for (int i = 0; i < NV; i++)
-    element_place(first + i * ELEMENTWISE_THREADS, args.n_rows, vecs_per_row, VEC, &row[i], &col[i]);
-  const auto load = [&](int i) {
+  for (int k = 0; k < F::IN; k++)
+    x[k] = load_vec<T, VEC>((const T *)args.in[k] + (row * args.in_stride[k] + col));
+  float in[F::IN][VEC], out[F::OUT][VEC];
 #pragma unroll
-    for (int k = 0; k < F::IN; k++)
-      x[i][k] = load_vec<T, VEC>((const T *)args.in[k] + (row[i] * args.in_stride[k] + col[i]));
-  };
-  if (whole) {
+  for (int k = 0; k < F::IN; k++) unpack(in[k], x[k]);
 #pragma unroll
-    for (int i = 0; i < NV; i++) load(i);
-  } else {
+  for (int j = 0; j < VEC; j++) {
+    float a[F::IN], y[F::OUT];
 #pragma unroll
-    for (int i = 0; i < NV; i++)
-      if (first + i * ELEMENTWISE_THREADS < n_vecs) load(i);
+    for (int k = 0; k < F::IN; k++) a[k] = in[k][j];
+    f.template apply<sizeof(T) == 4>(a, y);
+#pragma unroll
+    for (int k = 0; k < F::OUT; k++) out[k][j] = y[k];
   }
 #pragma unroll
-  for (int i = 0; i < NV; i++) {
-    if (whole || first + i * ELEMENTWISE_THREADS < n_vecs) {
-      float in[F::IN][VEC], out[F::OUT][VEC];
-#pragma unroll
-      for (int k = 0; k < F::IN; k++) unpack(in[k], x[i][k]);
-#pragma unroll
-      for (int j = 0; j < VEC; j++) {
-        float a[F::IN], y[F::OUT];
-#pragma unroll
-        for (int k = 0; k < F::IN; k++) a[k] = in[k][j];
-        f.template apply<sizeof(T) == 4>(a, y);
-#pragma unroll
-        for (int k = 0; k < F::OUT; k++) out[k][j] = y[k];
-      }
-#pragma unroll
-      for (int k = 0; k < F::OUT; k++)
-        if (args.out[k])
-          store_vec<T, VEC>((T *)args.out[k] + (row[i] * args.out_stride[k] + col[i]), pack<T, VEC>(out[k]));
-    }
-  }
+  for (int k = 0; k < F::OUT; k++)
+    if (args.out[k])
+      store_vec<T, VEC>((T *)args.out[k] + (row * args.out_stride[k] + col), pack<T, VEC>(out[k]));
 }
 
 /* ---- any dtypes, known at run time: one element a thread ----------------------------------------------- */
@@ -111,9 +90,8 @@ __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
 }
 
 /* ---- launching ----------------------------------------------------------------------------------------- */
-inline int64_t elementwise_grid(int64_t n_items, int items_per_thread) {
-  const int64_t per_block = (int64_t)ELEMENTWISE_THREADS * items_per_thread;
-  return (n_items + per_block - 1) / per_block;
+inline int64_t elementwise_grid(int64_t n_items) { /* one a thread */
+  return (n_items + ELEMENTWISE_THREADS - 1) / ELEMENTWISE_THREADS;
 }
 inline bool elements_aligned(const void *p, int64_t row_stride, int64_t n_rows, int elem_size) {
   return (uintptr_t)p % 16 == 0 && (n_rows == 1 || row_stride * elem_size % 16 == 0);
@@ -125,7 +103,7 @@ liger_status launch_elementwise(elementwise_args<F::IN, F::OUT> a, const F &f, v
   const gpu_stream stream = (gpu_stream)stream_;
   const int64_t n = a.n_rows * a.n_cols;
   if (n == 0) return LIGER_OK;
-  if (n < 0 || elementwise_grid(n, 1) > GPU_MAX_GRID) return LIGER_ERR_SIZE;
+  if (n < 0 || elementwise_grid(n) > GPU_MAX_GRID) return LIGER_ERR_SIZE;
   const liger_dtype t = a.in_dtype[0];
   const int size = elem_size(t), per_vec = 16 / size;
   bool vectors = a.n_rows == 1 || a.n_cols % per_vec == 0, same = true;
@@ -144,8 +122,7 @@ liger_status launch_elementwise(elementwise_args<F::IN, F::OUT> a, const F &f, v
   if (a.n_cols > tail) {
     elementwise_args<F::IN, F::OUT> whole = a;
     whole.n_cols -= tail;
-    const int64_t grid = elementwise_grid(whole.n_rows * whole.n_cols / per_vec,
-                                          elementwise_vectors<F>::value);
+    const int64_t grid = elementwise_grid(whole.n_rows * whole.n_cols / per_vec);
     LIGER_DISPATCH_DTYPE(
         t, T, { elementwise_kernel<F, T><<<(unsigned)grid, ELEMENTWISE_THREADS, 0, stream>>>(whole, f); });
     for (int k = 0; k < F::IN; k++) a.in[k] = (const char *)a.in[k] + whole.n_cols * size;
@@ -154,7 +131,7 @@ liger_status launch_elementwise(elementwise_args<F::IN, F::OUT> a, const F &f, v
     a.n_cols = tail;
   }
   if (tail) {
-    const int64_t grid = elementwise_grid(a.n_rows * tail, 1);
+    const int64_t grid = elementwise_grid(a.n_rows * tail);
     elementwise_single_kernel<F>
         <<<(unsigned)grid, ELEMENTWISE_THREADS, 0, stream>>>(a, f, !same || t == LIGER_F32);
   }

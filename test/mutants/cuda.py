@@ -109,8 +109,8 @@ MUTANTS = [
     (
         "elementwise_output_stride",
         MAP,
-        "(row[i] * args.out_stride[k] + col[i])",
-        "(row[i] * args.n_cols + col[i])",
+        "(row * args.out_stride[k] + col), pack",
+        "(row * args.n_cols + col), pack",
         ops("swiglu_gate_up"),
     ),
     (
