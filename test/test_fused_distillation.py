@@ -103,6 +103,39 @@ def test_jsd_of_masked_classes(beta, device):
         assert abs(dz[row].sum()) < 1e-6  # softmax's gradients add up to nothing
 
 
+@pytest.mark.parametrize("beta, temperature", ((0.5, 1.0), (0.1, 2.0), (0.9, 1.0)))
+@pytest.mark.parametrize("v", (40, 1001, 50008))  # a small block, unaligned rows, many turns
+def test_jsd_of_16_bit_rows(v, beta, temperature, device):
+    """Rows whose probabilities are alike, apart, masked, and far beyond any float; a NaN stays in its row."""
+    g = torch.Generator().manual_seed(0)
+    z, zt = (4 * torch.randn(6, v, generator=g) for _ in range(2))
+    zt[0] = z[0] + 0.05 * torch.randn(v, generator=g)
+    z[1], zt[2] = 1e4 * torch.randint(-1, 2, (v,), generator=g), 100 * zt[2]
+    z[3, :7], zt[3, 5:9], z[3, 20], zt[3, 20] = -INF, -INF, -INF, -INF
+    zt[4] = z[4]
+    zt[5, 3] = torch.nan
+    z, zt = z.to(device, torch.bfloat16), zt.to(device, torch.bfloat16)
+    zeros, w = z.new_zeros(1, 1), z.new_zeros(v, 1)
+    for row in range(6):  # a bias is a whole row of logits where the hidden state is 0
+        biases = (z[row].contiguous(), zt[row].contiguous())
+        loss, _, _, dz = torch.ops.liger.fused_linear_jsd(
+            *(zeros, w, zeros, w, *biases, None, None, beta, -100, temperature),
+            *(False, False, True, 2, -1, 2**20),
+        )
+        if row == 5:
+            assert loss.isnan() and dz.isnan().all()
+            continue
+        truth = exact_jsd(z[row : row + 1], zt[row : row + 1], beta, temperature)
+        x, y = (torch.log_softmax(t[row].double() / temperature, -1) for t in (z, zt))
+        q, b = x.exp(), torch.tensor(beta).double()
+        ratio = torch.logaddexp(y + b.log(), x + (1 - b).log()) - x  # ln(M / Q)
+        part = torch.where(q == 0, 0.0, -(1 - b) * q * ratio)
+        gradient = (part - q * part.sum()) / temperature
+        assert abs(loss.double() - truth) <= 2e-5 * truth + 1e-6
+        assert (dz.double() - gradient).abs().max() <= 4e-3 * gradient.abs().max() + 2e-6
+        assert (dz[z[row] == -INF] == 0).all()
+
+
 def test_jsd_is_the_row_ops_on_logits(device):
     x, w, tx, tw = draw(device=device)
     labels = torch.randint(3, (20,), generator=torch.Generator().manual_seed(1)).to(device)

@@ -149,6 +149,17 @@ static __device__ __forceinline__ void gpu_store(uint4 *p, uint4 v) {
 #endif
 }
 
+/* log2 of a normal x > 0 by the special-function unit, within 2^-22 */
+static __device__ __forceinline__ float gpu_log2(float x) {
+#if LIGER_HIP
+  return log2f(x);
+#else
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 /* 16-byte accesses that do not stay in the caches: for data that nobody reads again soon */
 static __device__ __forceinline__ uint4 gpu_load_stream(const uint4 *p) {
 #if LIGER_HIP

@@ -352,9 +352,16 @@ MUTANTS = [
     (
         "fused_jsd_series_skewed_otherwise",
         "csrc/kernels/fused_linear_jsd.cu",
-        "h[1] = skew / 6",
-        "h[1] = -skew / 6",
+        "h[1] = c * c * skew / 6",
+        "h[1] = -c * c * skew / 6",
         ops("fused_linear_jsd"),
+    ),
+    (
+        "fused_jsd_nan_of_the_teacher_lost",
+        "csrc/kernels/fused_linear_jsd.cu",
+        "(S + 0.0f * loss)",
+        "S",
+        ["test/test_fused_distillation.py", "-k", "16_bit"],
     ),
     (
         "distill_dropped_tail",
