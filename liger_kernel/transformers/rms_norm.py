@@ -170,36 +170,12 @@ class LigerRMSNormForOlmo2(LigerRMSNorm):
         super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
 
 
-class LigerRMSNormForGlm4(LigerRMSNorm):
+class LigerRMSNormForGlm4(LigerRMSNormForOlmo2):
     """Glm4RMSNorm: as LigerRMSNorm, for norms whose output is added to a residual (in_place is False)."""
 
-    def __init__(
-        self,
-        hidden_size,
-        eps=1e-6,
-        offset=0.0,
-        casting_mode="llama",
-        init_fn="ones",
-        in_place=False,
-        row_mode=None,
-    ):
-        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
 
-
-class LigerRMSNormForQwen3Next(LigerRMSNorm):
+class LigerRMSNormForQwen3Next(LigerRMSNormForGemma2):
     """Qwen3NextRMSNorm: the weight is stored less one, fp32 until the final rounding."""
-
-    def __init__(
-        self,
-        hidden_size,
-        eps=1e-6,
-        offset=1.0,
-        casting_mode="gemma",
-        init_fn="zeros",
-        in_place=False,
-        row_mode=None,
-    ):
-        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
 
 
 class LigerRMSNormForMuseGlimmer(LigerRMSNorm):
@@ -226,17 +202,5 @@ class LigerRMSNormForMuseGlimmer(LigerRMSNorm):
         return _with_optional_scale(self, hidden_states)
 
 
-class LigerRMSNormForMuseGlimmerTextCentered(LigerRMSNorm):
+class LigerRMSNormForMuseGlimmerTextCentered(LigerRMSNormForGemma2):
     """MuseGlimmerTextCenteredRMSNorm: the weight is stored less one, fp32 until the final rounding."""
-
-    def __init__(
-        self,
-        hidden_size,
-        eps=1e-6,
-        offset=1.0,
-        casting_mode="gemma",
-        init_fn="zeros",
-        in_place=False,
-        row_mode=None,
-    ):
-        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
