@@ -102,13 +102,46 @@ def test_frozen_arguments(grad, device):
         torch.testing.assert_close(s, t, rtol=1e-4, atol=1e-6)
 
 
-def test_forward_alone(device):
+def alone(x, w, y, bias=None, **options):
+    """The outputs of a call without gradients, within a budget of 300 columns."""
+    with torch.no_grad():
+        out = liger_fused_linear_cross_entropy(x, w, y, bias, memory_budget=N * 300 * 4, **options)
+    return [t for t in (vars(out).values() if hasattr(out, "loss") else [out]) if t is not None]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_loss_alone(name, device):
+    """By vocabulary where the plan says so, with every option, the labels of ignored rows, and reductions."""
+    options = dict(OPTIONS[name])
     x, w, y = draw(torch.float32, device)
-    with torch.no_grad(), force_loop_order("vocabulary"):
-        a = liger_fused_linear_cross_entropy(x, w, y, memory_budget=N * 300 * 4, **FLAGS)
-    b = liger_fused_linear_cross_entropy(x, w, y, **FLAGS)
-    torch.testing.assert_close((a.loss, a.token_accuracy), (b.loss, b.token_accuracy))
-    assert torch.equal(a.predicted_tokens, b.predicted_tokens)
+    b = torch.linspace(-1, 1, V, device=device) if options.pop("bias", True) else None
+    if options.get("ce_weight"):
+        options["ce_weight"] = torch.linspace(0.1, 2, V, device=device)
+    sizes = dict(memory_budget=N * 300 * 4, needs_dx=False, needs_dw=False, device=device)
+    assert plan(N, H, V, torch.float32, **sizes).loop_order == "vocabulary"
+    outs = alone(x, w, y, b, **options)
+    with force_loop_order("token"):
+        truth = alone(x.double(), w.double(), y, b if b is None else b.double(), **options)
+    for s, t in zip(outs, truth, strict=True):
+        if s.dtype == torch.int64:
+            assert torch.equal(s, t)
+        else:
+            torch.testing.assert_close(s.double(), t, rtol=2e-6, atol=2e-6)
+
+
+def test_the_bias_alone_needs_no_second_look(device):
+    """Its gradient is a sum of dlogits, made while a block of tokens is there; its bits are that order's."""
+    x, w, y = draw(torch.float32, device, grad=(False, False))
+
+    def step(order):
+        b = torch.linspace(-1, 1, V, device=device).requires_grad_()
+        with force_loop_order(order):
+            loss = liger_fused_linear_cross_entropy(x, w, y, b, memory_budget=N * 300 * 4)
+        return loss, torch.autograd.grad(loss, b)[0]
+
+    chosen, token, other = step(None), step("token"), step("vocabulary")
+    assert all(map(torch.equal, chosen, token))
+    assert not torch.equal(chosen[1], other[1])
 
 
 def test_all_ignored_not_finite_and_strided(device):

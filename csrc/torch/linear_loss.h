@@ -245,7 +245,9 @@ private:
     a.compute_dtype = compute;
     a.w_dtype = w_dtype;
     a.x_dtype = x_dtype;
-    a.loop_order = loop_order;
+    // by vocabulary a gradient of the bias alone takes the logits twice too; the model knows but dX and dW
+    const bool dbias_alone = want.dbias && !want.dx && !want.dw;
+    a.loop_order = dbias_alone && loop_order == LIGER_ORDER_AUTO ? LIGER_TOKEN_BLOCKS : loop_order;
     liger_linear_loss_plan_result p{};
     if (liger_linear_loss_plan(&a, &p) != LIGER_OK)
       fail(op, "memory_budget is ", memory_budget, ", expected bytes, not negative");

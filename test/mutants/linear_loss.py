@@ -48,6 +48,20 @@ MUTANTS = [
         plan("seconds"),
     ),
     (
+        "plan_loss_alone_by_tokens",
+        PLAN,
+        "LIGER_ORDER_AUTO && plan->n_blocks",
+        "LIGER_ORDER_AUTO && a->needs_dw && plan->n_blocks",
+        plan("loss_alone"),
+    ),
+    (
+        "engine_bias_alone_by_vocabulary",
+        LOOP,
+        "dbias_alone && loop_order",
+        "0 && dbias_alone && loop_order",
+        parts("bias_alone"),
+    ),
+    (
         "engine_blocks_overwrite_dw",
         LOOP,
         "else addmm(accumulator, accumulator, d_t, x_block);",
