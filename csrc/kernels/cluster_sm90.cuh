@@ -28,6 +28,59 @@ __device__ __forceinline__ V cluster_exchange(cg::cluster_group &cluster, V v, V
   cluster.barrier_arrive(); /* this block has read the others' */
   return theirs;
 }
+
+/* Two floats of every block of a cluster for every other, turn after turn, without the barrier of a cluster, which
+ * waits for all memory accesses before it. A value brings the count of its bytes to the receiver's mbarrier. In shared
+ * memory; all threads of the block call, and have a barrier of the block between their turns. A block is never two
+ * turns ahead, since it needs what the others send in between: two sets of slots. */
+struct cluster_mail {
+  float2 from[2][MAX_CLUSTER];
+  uint64_t arrived[2];
+
+  static __device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+  }
+  static __device__ __forceinline__ uint32_t address_in(uint32_t address, int rank) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+  }
+  __device__ __forceinline__ void open(cg::cluster_group &cluster) {
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (int set = 0; set < 2; set++)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrived[set]))
+                     : "memory");
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    cluster.sync();
+  }
+  /* the value of every block, one of them in each group of n_blocks lanes */
+  __device__ __forceinline__ float2 exchange(float2 v, int turn, int rank, int n_blocks) {
+    const int set = turn & 1, parity = turn >> 1 & 1;
+    const uint32_t bar = shared_address(&arrived[set]);
+    if (threadIdx.x == 0)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar),
+                   "r"(n_blocks * (int)sizeof v)
+                   : "memory");
+    if ((int)threadIdx.x < n_blocks) {
+      const uint32_t to = address_in(shared_address(&from[set][rank]), (int)threadIdx.x);
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
+                   "l"((uint64_t)__float_as_uint(v.y) << 32 | __float_as_uint(v.x)),
+                   "r"(address_in(bar, (int)threadIdx.x))
+                   : "memory");
+    }
+    uint32_t done = 0;
+    while (!done)
+      asm volatile("{\n\t.reg .pred p;\n\t"
+                   "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+                   "selp.u32 %0, 1, 0, p;\n\t}"
+                   : "=r"(done)
+                   : "r"(bar), "r"(parity)
+                   : "memory");
+    return from[set][threadIdx.x & (n_blocks - 1)];
+  }
+};
 #endif
 
 /* Whether this build has sm_90 code and the current device is a Hopper. Host. */
@@ -43,28 +96,43 @@ inline bool cluster_device() {
          major == 9;
 }
 
-/* kernel<<<n_clusters * n_blocks, threads, shared>>> in clusters of n_blocks, a power of two */
+/* a launch of n_clusters * n_blocks blocks in clusters of n_blocks, a power of two */
+struct cluster_config {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  cluster_config(int64_t n_clusters, int n_blocks, int threads, size_t shared, gpu_stream stream) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)n_blocks;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3((unsigned)(n_clusters * n_blocks));
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  cluster_config(const cluster_config &) = delete;
+};
+
+/* kernel<<<n_clusters * n_blocks, threads, shared>>>; no more clusters than run at once, if so wanted */
+enum cluster_grid { CLUSTERS_ALL, CLUSTERS_RESIDENT };
 template <class... Params, class... Args>
 liger_status cluster_launch(void (*kernel)(Params...), int64_t n_clusters, int n_blocks, int threads,
-                            size_t shared, gpu_stream stream, Args... args) {
+                            size_t shared, gpu_stream stream, cluster_grid grid, Args... args) {
   if (n_clusters > GPU_MAX_GRID / n_blocks) return LIGER_ERR_SIZE;
   if (shared > 0) {
     const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                (int)shared);
     if (e != cudaSuccess) return (liger_status)e;
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = (unsigned)n_blocks;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3((unsigned)(n_clusters * n_blocks));
-  config.blockDim = dim3((unsigned)threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  const cudaError_t e = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+  cluster_config launch(n_clusters, n_blocks, threads, shared, stream);
+  if (grid == CLUSTERS_RESIDENT) {
+    int resident = 0;
+    const cudaError_t e = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch.config);
+    if (e != cudaSuccess) return (liger_status)e;
+    if (0 < resident && resident < n_clusters) launch.config.gridDim.x = (unsigned)(resident * n_blocks);
+  }
+  const cudaError_t e = cudaLaunchKernelEx(&launch.config, kernel, static_cast<Params>(args)...);
   return (liger_status)(e != cudaSuccess ? e : cudaGetLastError());
 }
 } // namespace

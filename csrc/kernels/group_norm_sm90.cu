@@ -1,12 +1,15 @@
 /* group_norm on Hopper: a group of 16-bit elements that one block cannot hold is held by a cluster, so X, and in the
  *         backward dY, are read once; see group_norm.c for the equations
- * Plan    2 to 8 blocks of 512 threads a group, each with some whole channels of it, held in shared memory; backward X
- *         in registers and dY there, so that two blocks share a multiprocessor and one loads while the other stores.
- *         What the blocks know of their channels meets in distributed shared memory. A channel has 1 to 8 turns of
- *         the block, a block at most 8 in all. Applies on compute capability 9.0, to aligned 16-byte vectors; else
- *         group_norm.cu */
+ * Plan    2 to 8 blocks of 512 threads a group, each with some whole channels of it. Persistent clusters: a block has
+ *         the group at hand in registers, and the next one is on its way to shared memory all the while: a thread asks
+ *         for a vector of it when it has taken the present one from its place. So memory is never idle while a group is
+ *         reduced, as it would be if all clusters loaded, reduced and stored in step. What the blocks know of their
+ *         channels meets in distributed shared memory. A channel has 1 to 8 turns of the block, a block at most 8 in
+ *         all. Applies on compute capability 9.0, to aligned 16-byte vectors; else group_norm.cu */
 #include "cluster_sm90.cuh"
 #include "group_norm.cuh"
+
+#include <type_traits>
 
 #if LIGER_HIP
 bool liger_internal_group_norm_fwd_cluster(const liger_group_norm_fwd_args *, gpu_stream, liger_status *) {
@@ -18,8 +21,8 @@ bool liger_internal_group_norm_bwd_cluster(const liger_group_norm_bwd_args *, gp
 #else
 
 namespace {
-constexpr int NV = 8, THREADS = 512;             /* vectors of a thread */
-constexpr int FWD_BLOCKS = CLUSTER_CODE ? 3 : 1; /* that share a multiprocessor */
+constexpr int NV = 8, THREADS = 512; /* vectors of a thread */
+constexpr int FWD_BLOCKS = 2;        /* that share a multiprocessor */
 constexpr size_t SLOT_BYTES = (size_t)NV * THREADS * 16;
 
 struct cluster_plan {
@@ -30,22 +33,38 @@ struct cluster_plan {
 #if CLUSTER_CODE
 /* Where a block of a cluster stands, and the vectors of its threads: vector i is one of turn i % turns of the block's
  * channel i / turns. */
-struct group_part {
-  int64_t group, first_channel, n_inner, start; /* start: of the thread's first vector */
-  int channels, log_turns, n_vecs;
+template <int LOG_TURNS> struct group_part {
+  static constexpr int TURNS = 1 << LOG_TURNS;
+  /* start: of the thread's first vector; next: to that of the group a step on */
+  int64_t n_inner, start, next;
+  uint32_t group, end, step, n_groups; /* n_groups: of a batch entry */
+  int n_blocks, rank, channels, n_vecs;
   template <class Args>
-  __device__ __forceinline__ group_part(const Args &a, int n_blocks, int rank, int log_turns, int vec)
-      : group(blockIdx.x / n_blocks), n_inner(a.n_inner),
-        channels((int)(a.n_channels / a.n_groups) / n_blocks), log_turns(log_turns),
-        n_vecs((int)(a.n_inner / vec)) {
-    const int64_t first = group * n_blocks * channels + (int64_t)rank * channels; /* of all batch entries */
-    first_channel = first % a.n_channels;
-    start = first * n_inner + (int64_t)threadIdx.x * vec;
+  __device__ __forceinline__ group_part(const Args &a, const cg::cluster_group &cluster, int vec)
+      : end((uint32_t)(a.n_batch * a.n_groups)), n_inner(a.n_inner), n_groups((uint32_t)a.n_groups),
+        n_blocks((int)cluster.num_blocks()), rank((int)cluster.block_rank()),
+        channels((int)(a.n_channels / a.n_groups) / n_blocks), n_vecs((int)(a.n_inner / vec)) {
+    group = blockIdx.x / n_blocks;
+    step = gridDim.x / n_blocks;
+    start = ((int64_t)group * n_blocks + rank) * channels * n_inner + (int64_t)threadIdx.x * vec;
+    next = (int64_t)step * n_blocks * channels * n_inner;
   }
-  __device__ __forceinline__ int channel(int i) const { return i >> log_turns; }
-  __device__ __forceinline__ int turn(int i) const { return i & ((1 << log_turns) - 1); }
+  __device__ __forceinline__ bool live() const { return group < end; }
+  __device__ __forceinline__ bool has_next() const { return group + step < end; }
+  __device__ __forceinline__ void advance() {
+    group += step;
+    start += next;
+  }
+  /* of the block's first, among the channels of its batch entry */
+  __device__ __forceinline__ int64_t first_channel() const {
+    return ((int64_t)(group % n_groups) * n_blocks + rank) * channels;
+  }
+  static __device__ __forceinline__ int channel(int i) { return i >> LOG_TURNS; }
+  static __device__ __forceinline__ int turn(int i) { return i & (TURNS - 1); }
+  /* more than half of the turns are needed, so the first ones are whole */
   __device__ __forceinline__ bool owns(int i) const {
-    return channel(i) < channels && turn(i) * THREADS + (int)threadIdx.x < n_vecs;
+    return channel(i) < channels &&
+           (2 * turn(i) + 2 <= TURNS || turn(i) * THREADS + (int)threadIdx.x < n_vecs);
   }
   template <int VEC> __device__ __forceinline__ int64_t at(int i) const {
     return start + channel(i) * n_inner + turn(i) * (THREADS * VEC);
@@ -57,14 +76,8 @@ template <typename T> struct thread_slots {
   static constexpr int VEC = vec_width<T>::value;
   uint4 *first;
   __device__ __forceinline__ explicit thread_slots(uint4 *shared) : first(shared + threadIdx.x) {}
-  /* zeros beyond a channel; gpu_copy_wait<0>() before read */
-  __device__ __forceinline__ void fetch(const T *from, const group_part &part) const {
-#pragma unroll
-    for (int i = 0; i < NV; i++) {
-      const bool owned = part.owns(i);
-      gpu_copy_async(first + i * THREADS, from + (owned ? part.template at<VEC>(i) : 0), owned);
-    }
-    gpu_copy_commit();
+  __device__ __forceinline__ void fetch(int i, const T *from) const {
+    gpu_copy_async(first + i * THREADS, from, true);
   }
   __device__ __forceinline__ vec<T, VEC> read(int i) const {
     vec<T, VEC> v;
@@ -74,137 +87,189 @@ template <typename T> struct thread_slots {
 };
 
 struct block_stats {
-  float mean, rest, m2;
+  float mean, m2;
 };
 /* The group's statistics from those of its blocks, of n elements each and in neighbouring lanes; m2 becomes the
  * group's. All means are near any of them, so the distances lose no digits. */
-__device__ __forceinline__ block_stats merge_blocks(const block_stats &s, int n_blocks, float n) {
+__device__ __forceinline__ norm_stats merge_blocks(const block_stats &s, int n_blocks, float n, float eps) {
   const float share = 1.0f / (float)n_blocks, mean = warp_reduce<op_sum>(s.mean, n_blocks) * share;
-  const float d = (s.mean - mean) + s.rest, rest = warp_reduce<op_sum>(d, n_blocks) * share;
-  return {mean, rest, warp_reduce<op_sum>(fmaf(n * (d - rest), d - rest, s.m2), n_blocks)};
+  const float d = s.mean - mean, rest = warp_reduce<op_sum>(d, n_blocks) * share;
+  const float m2 = warp_reduce<op_sum>(fmaf(n * (d - rest), d - rest, s.m2), n_blocks);
+  return {mean, rest, rsqrtf(m2 * share / n + eps)};
 }
 #endif
 
-template <typename T>
+template <typename T, int LOG_TURNS>
 __global__ void __launch_bounds__(THREADS, FWD_BLOCKS)
-    group_norm_fwd_cluster_kernel(const liger_group_norm_fwd_args a, int log_turns) {
+    group_norm_fwd_cluster_kernel(const liger_group_norm_fwd_args a) {
 #if CLUSTER_CODE
-  constexpr int VEC = vec_width<T>::value, SUMS = norm_distances<T>::value;
-  __shared__ float sum_scratch[1][BLOCK_SCRATCH], distance_scratch[SUMS][BLOCK_SCRATCH];
-  __shared__ block_stats of_block;
+  constexpr int VEC = vec_width<T>::value;
+  __shared__ float sum_scratch[1][BLOCK_SCRATCH], distance_scratch[1][BLOCK_SCRATCH];
+  __shared__ float scale[2][NV],
+      shift[2][NV]; /* of the block's channels; a set a turn, as one may be still in use */
+  __shared__ cluster_mail mail;
   extern __shared__ uint4 dynamic_shared[];
   cg::cluster_group cluster = cg::this_cluster();
-  const int n_blocks = (int)cluster.num_blocks();
-  const group_part part(a, n_blocks, (int)cluster.block_rank(), log_turns, VEC);
-  const thread_slots<T> x(dynamic_shared);
-  x.fetch((const T *)a.X, part);
-  gpu_copy_wait<0>();
-  float sum[1] = {0.0f}, d[SUMS] = {};
+  group_part<LOG_TURNS> part(a, cluster, VEC);
+  const thread_slots<T> slots(dynamic_shared);
+  const float n = (float)part.channels * (float)part.n_inner;
 #pragma unroll
-  for (int i = 0; i < NV; i++) sum[0] = norm_push<T, VEC, false>(sum[0], x.read(i));
-  norm_row_sums(sum, THREADS, sum_scratch);
-  const float n = (float)part.channels * (float)part.n_inner, mean = sum[0] / n;
-#pragma unroll
-  for (int i = 0; i < NV; i++)
-    if (part.owns(i)) norm_push_distances<T, VEC>(d, x.read(i), mean);
-  norm_row_sums(d, THREADS, distance_scratch);
-  const float rest = SUMS > 1 ? d[SUMS - 1] / n : 0.0f;
-  const block_stats mine = {mean, rest, d[0] - n * rest * rest};
-  const block_stats all = merge_blocks(cluster_exchange(cluster, mine, &of_block, n_blocks), n_blocks, n);
-  const norm_stats s = {all.mean, all.rest, rsqrtf(all.m2 / (n * (float)n_blocks) + (float)a.eps)};
-  if (threadIdx.x == 0 && cluster.block_rank() == 0) {
-    ((float *)a.mean)[part.group] = s.mean + s.rest;
-    ((float *)a.rstd)[part.group] = s.rstd;
+  for (int i = 0; i < NV; i++) {
+    if (part.owns(i)) slots.fetch(i, (const T *)a.X + part.template at<VEC>(i));
+    gpu_copy_commit();
   }
-#pragma unroll
-  for (int i = 0; i < NV; i++)
-    if (part.owns(i)) {
-      const int64_t c = part.first_channel + part.channel(i);
-      const float scale = load_scalar(a.W, c, a.w_dtype, 1.0f),
-                  shift = load_scalar(a.bias, c, a.bias_dtype, 0.0f);
-      float w[VEC], b[VEC];
-#pragma unroll
-      for (int j = 0; j < VEC; j++) w[j] = scale, b[j] = shift;
-      store_vec<T, VEC>((T *)a.Y + part.template at<VEC>(i),
-                        norm_scale<T, VEC, true>(x.read(i), s, w, b, false));
+  mail.open(cluster);
+  for (int turn = 0; part.live(); turn++, part.advance()) {
+    const int set = turn & 1;
+    if ((int)threadIdx.x < part.channels) {
+      const int64_t c = part.first_channel() + threadIdx.x;
+      scale[set][threadIdx.x] = load_scalar(a.W, c, a.w_dtype, 1.0f);
+      shift[set][threadIdx.x] = load_scalar(a.bias, c, a.bias_dtype, 0.0f);
     }
-  cluster.barrier_wait(); /* shared memory lives until everybody has read it */
+    /* Distances are first those from the mean of the thread's first vector: sums of squares about it are at most 1 + NV
+     * times those about the mean of the thread's elements, which costs 3 bits. */
+    vec<T, VEC> x[NV] = {};
+    float pivot = 0.0f, d = 0.0f, d2 = 0.0f, count = 0.0f;
+#pragma unroll
+    for (int i = 0; i < NV; i++) {
+      gpu_copy_wait<NV - 1>();
+      if (part.owns(i)) {
+        float v[VEC];
+        x[i] = slots.read(i);
+        unpack(v, x[i]);
+        if (i == 0) pivot = norm_push<T, VEC, false>(0.0f, x[0]) / (float)VEC;
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+          v[j] -= pivot;
+          d += v[j];
+          d2 = fmaf(v[j], v[j], d2);
+        }
+        count += (float)VEC;
+        if (part.has_next()) slots.fetch(i, (const T *)a.X + part.next + part.template at<VEC>(i));
+      }
+      gpu_copy_commit();
+    }
+    norm_stay_packed(x);
+    float sum[1] = {fmaf(count, pivot, d)};
+    norm_row_sums(sum, THREADS, sum_scratch);
+    const float mean = sum[0] / n, off = pivot - mean;
+    float m2[1] = {fmaf(off, fmaf(count, off, 2.0f * d), d2)};
+    norm_row_sums(m2, THREADS, distance_scratch);
+    const float2 theirs = mail.exchange({mean, m2[0]}, turn, part.rank, part.n_blocks);
+    const norm_stats s = merge_blocks({theirs.x, theirs.y}, part.n_blocks, n, (float)a.eps);
+    if (threadIdx.x == 0 && part.rank == 0) {
+      ((float *)a.mean)[part.group] = s.mean + s.rest;
+      ((float *)a.rstd)[part.group] = s.rstd;
+    }
+#pragma unroll
+    for (int i = 0; i < NV; i++)
+      if (part.owns(i)) {
+        const float w = s.rstd * scale[set][part.channel(i)],
+                    b = fmaf(-s.rest, w, shift[set][part.channel(i)]);
+        float v[VEC];
+        unpack(v, x[i]);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) v[j] = fmaf(v[j] - s.mean, w, b);
+        store_vec<T, VEC>((T *)a.Y + part.template at<VEC>(i), pack<T, VEC>(v));
+      }
+  }
 #endif
 }
 
-template <typename T>
-__global__ void __launch_bounds__(THREADS, 2)
-    group_norm_bwd_cluster_kernel(const liger_group_norm_bwd_args a, int log_turns) {
+template <typename T, int LOG_TURNS>
+__global__ void __launch_bounds__(THREADS, 1)
+    group_norm_bwd_cluster_kernel(const liger_group_norm_bwd_args a) {
 #if CLUSTER_CODE
   constexpr int VEC = vec_width<T>::value, WARPS = THREADS / GPU_LANES;
   extern __shared__ uint4 dynamic_shared[];
   __shared__ float of_warp[NV][2][WARPS], of_channel[NV][2];
-  __shared__ float2 of_block;
+  __shared__ float weight[2][NV]; /* a set a turn */
+  __shared__ cluster_mail mail;
   cg::cluster_group cluster = cg::this_cluster();
-  const int n_blocks = (int)cluster.num_blocks();
-  const group_part part(a, n_blocks, (int)cluster.block_rank(), log_turns, VEC);
+  group_part<LOG_TURNS> part(a, cluster, VEC);
   const int warp = (int)threadIdx.x / GPU_LANES, lane = (int)threadIdx.x % GPU_LANES;
-  const thread_slots<T> dY(dynamic_shared);
-  dY.fetch((const T *)a.dY, part);
-  vec<T, VEC> x[NV] = {};
-#pragma unroll
-  for (int i = 0; i < NV; i++)
-    if (part.owns(i)) x[i] = load_vec<T, VEC>((const T *)a.X + part.template at<VEC>(i));
-  const float mean = ((const float *)a.mean)[part.group], rstd = ((const float *)a.rstd)[part.group];
-  gpu_copy_wait<0>();
-
-  /* sums of a channel: of dY xhat, of dY */
-  float s0 = 0.0f, s1 = 0.0f;
+  const thread_slots<T> X(dynamic_shared), dY(dynamic_shared + NV * THREADS);
+  const float inv_size = 1.0f / ((float)part.n_blocks * (float)part.channels * (float)part.n_inner);
+  const auto fetch = [&](int i, int64_t at) {
+    X.fetch(i, (const T *)a.X + at);
+    dY.fetch(i, (const T *)a.dY + at);
+  };
 #pragma unroll
   for (int i = 0; i < NV; i++) {
-    float v[VEC], g[VEC];
-    unpack(v, x[i]);
-    unpack(g, dY.read(i)); /* zeros beyond the channel */
-#pragma unroll
-    for (int j = 0; j < VEC; j++) {
-      s0 = fmaf(g[j], v[j] - mean, s0);
-      s1 += g[j];
-    }
-    if (part.turn(i + 1) == 0) { /* the channel's last; the same for the whole block */
-      s0 = warp_reduce<op_sum>(s0, GPU_LANES) * rstd;
-      s1 = warp_reduce<op_sum>(s1, GPU_LANES);
-      if (lane == 0) of_warp[part.channel(i)][0][warp] = s0, of_warp[part.channel(i)][1][warp] = s1;
-      s0 = s1 = 0.0f;
-    }
+    if (part.owns(i)) fetch(i, part.template at<VEC>(i));
+    gpu_copy_commit();
   }
-  __syncthreads();
-  if (warp < part.channels) { /* a warp a channel: half of it adds the one sum, half the other */
-    const int which = lane / WARPS;
-    const float s = warp_reduce<op_sum>(of_warp[warp][which][lane % WARPS], WARPS);
-    if (lane % WARPS == 0) {
-      of_channel[warp][which] = s;
-      const int64_t to = part.group / a.n_groups * a.n_channels + part.first_channel + warp;
-      ((float *)(which ? a.dbias_partial : a.dW_partial))[to] = s;
+  mail.open(cluster);
+  float next_mean = ((const float *)a.mean)[part.group], next_rstd = ((const float *)a.rstd)[part.group];
+  for (int turn = 0; part.live(); turn++, part.advance()) {
+    const int set = turn & 1;
+    const float mean = next_mean, rstd = next_rstd;
+    if (part.has_next()) { /* a turn ahead, like the elements */
+      next_mean = ((const float *)a.mean)[part.group + part.step];
+      next_rstd = ((const float *)a.rstd)[part.group + part.step];
     }
-  }
-  __syncthreads();
-  float2 mine = {0.0f, 0.0f};
-  for (int c = 0; c < part.channels; c++) {
-    const float w = load_scalar(a.W, part.first_channel + c, a.w_dtype, 1.0f);
-    mine.x = fmaf(w, of_channel[c][0], mine.x);
-    mine.y = fmaf(w, of_channel[c][1], mine.y);
-  }
-  const float2 theirs = cluster_exchange(cluster, mine, &of_block, n_blocks);
-  const float sum[2] = {warp_reduce<op_sum>(theirs.x, n_blocks),
-                        warp_reduce<op_sum>(theirs.y, n_blocks) * rstd};
-  const float size = (float)n_blocks * (float)part.channels * (float)part.n_inner;
-  const norm_slope k = norm_finish_bwd(sum, 1.0f / size, mean, rstd);
+    if ((int)threadIdx.x < part.channels)
+      weight[set][threadIdx.x] = load_scalar(a.W, part.first_channel() + threadIdx.x, a.w_dtype, 1.0f);
+    /* sums of a channel: of dY xhat, of dY */
+    vec<T, VEC> x[NV] = {}, dy[NV] = {};
+    float s0 = 0.0f, s1 = 0.0f;
 #pragma unroll
-  for (int i = 0; i < NV; i++)
-    if (part.owns(i)) {
-      const float w = rstd * load_scalar(a.W, part.first_channel + part.channel(i), a.w_dtype, 1.0f);
-      float m[VEC];
-      unpack(m, dY.read(i));
+    for (int i = 0; i < NV; i++) {
+      gpu_copy_wait<NV - 1>();
+      if (part.owns(i)) {
+        float v[VEC], g[VEC];
+        x[i] = X.read(i);
+        dy[i] = dY.read(i);
+        unpack(v, x[i]);
+        unpack(g, dy[i]);
 #pragma unroll
-      for (int j = 0; j < VEC; j++) m[j] *= w;
-      store_vec<T, VEC>((T *)a.dX + part.template at<VEC>(i), norm_dx<T, VEC, true>(x[i], m, k, nullptr));
+        for (int j = 0; j < VEC; j++) {
+          s0 = fmaf(g[j], v[j] - mean, s0);
+          s1 += g[j];
+        }
+        if (part.has_next()) fetch(i, part.next + part.template at<VEC>(i));
+      }
+      gpu_copy_commit();
+      if (part.turn(i + 1) == 0) { /* the channel's last; the same for the whole block */
+        s0 = warp_reduce<op_sum>(s0, GPU_LANES) * rstd;
+        s1 = warp_reduce<op_sum>(s1, GPU_LANES);
+        if (lane == 0) of_warp[part.channel(i)][0][warp] = s0, of_warp[part.channel(i)][1][warp] = s1;
+        s0 = s1 = 0.0f;
+      }
     }
-  cluster.barrier_wait();
+    norm_stay_packed(x);
+    norm_stay_packed(dy);
+    __syncthreads();
+    if (warp < part.channels) { /* a warp a channel: half of it adds the one sum, half the other */
+      const int which = lane / WARPS;
+      const float s = warp_reduce<op_sum>(of_warp[warp][which][lane % WARPS], WARPS);
+      if (lane % WARPS == 0) {
+        of_channel[warp][which] = s;
+        const int64_t to = part.group / part.n_groups * a.n_channels + part.first_channel() + warp;
+        ((float *)(which ? a.dbias_partial : a.dW_partial))[to] = s;
+      }
+    }
+    __syncthreads();
+    float2 mine = {0.0f, 0.0f};
+    for (int c = 0; c < part.channels; c++) {
+      mine.x = fmaf(weight[set][c], of_channel[c][0], mine.x);
+      mine.y = fmaf(weight[set][c], of_channel[c][1], mine.y);
+    }
+    const float2 theirs = mail.exchange(mine, turn, part.rank, part.n_blocks);
+    const float sum[2] = {warp_reduce<op_sum>(theirs.x, part.n_blocks),
+                          warp_reduce<op_sum>(theirs.y, part.n_blocks) * rstd};
+    const norm_slope k = norm_finish_bwd(sum, inv_size, mean, rstd);
+#pragma unroll
+    for (int i = 0; i < NV; i++)
+      if (part.owns(i)) {
+        const float w = rstd * weight[set][part.channel(i)];
+        float m[VEC];
+        unpack(m, dy[i]);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) m[j] *= w;
+        store_vec<T, VEC>((T *)a.dX + part.template at<VEC>(i), norm_dx<T, VEC, true>(x[i], m, k, nullptr));
+      }
+  }
 #endif
 }
 
@@ -224,6 +289,15 @@ template <class Args> cluster_plan plan_cluster(const Args *a) {
       return {(channels / n) << log_turns < NV / 2 ? 0 : n, log_turns};
   return {0, 0};
 }
+/* f of the logarithm of the turns as a constant */
+template <class F> auto with_turns(int log_turns, F f) {
+  switch (log_turns) {
+  case 0: return f(std::integral_constant<int, 0>());
+  case 1: return f(std::integral_constant<int, 1>());
+  case 2: return f(std::integral_constant<int, 2>());
+  default: return f(std::integral_constant<int, 3>());
+  }
+}
 } // namespace
 
 bool liger_internal_group_norm_fwd_cluster(const liger_group_norm_fwd_args *a, gpu_stream stream,
@@ -231,10 +305,13 @@ bool liger_internal_group_norm_fwd_cluster(const liger_group_norm_fwd_args *a, g
   const cluster_plan p = plan_cluster(a);
   if (p.n_blocks == 0 || !whole_vectors(a->X, a->n_inner, 2) || !whole_vectors(a->Y, a->n_inner, 2))
     return false;
-  const auto kernel = a->x_dtype == LIGER_BF16 ? group_norm_fwd_cluster_kernel<gpu_bf16>
-                                               : group_norm_fwd_cluster_kernel<__half>;
-  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, THREADS, SLOT_BYTES, stream, *a,
-                           p.log_turns);
+  const auto kernel = with_turns(p.log_turns, [&](auto turns) {
+    constexpr int LOG_TURNS = decltype(turns)::value;
+    return a->x_dtype == LIGER_BF16 ? group_norm_fwd_cluster_kernel<gpu_bf16, LOG_TURNS>
+                                    : group_norm_fwd_cluster_kernel<__half, LOG_TURNS>;
+  });
+  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, THREADS, SLOT_BYTES, stream,
+                           CLUSTERS_RESIDENT, *a);
   return true;
 }
 
@@ -244,10 +321,13 @@ bool liger_internal_group_norm_bwd_cluster(const liger_group_norm_bwd_args *a, g
   if (p.n_blocks == 0 || !whole_vectors(a->X, a->n_inner, 2) || !whole_vectors(a->dY, a->n_inner, 2) ||
       !whole_vectors(a->dX, a->n_inner, 2))
     return false;
-  const auto kernel = a->x_dtype == LIGER_BF16 ? group_norm_bwd_cluster_kernel<gpu_bf16>
-                                               : group_norm_bwd_cluster_kernel<__half>;
-  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, THREADS, SLOT_BYTES, stream, *a,
-                           p.log_turns);
+  const auto kernel = with_turns(p.log_turns, [&](auto turns) {
+    constexpr int LOG_TURNS = decltype(turns)::value;
+    return a->x_dtype == LIGER_BF16 ? group_norm_bwd_cluster_kernel<gpu_bf16, LOG_TURNS>
+                                    : group_norm_bwd_cluster_kernel<__half, LOG_TURNS>;
+  });
+  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, THREADS, 2 * SLOT_BYTES, stream,
+                           CLUSTERS_RESIDENT, *a);
   return true;
 }
 #endif

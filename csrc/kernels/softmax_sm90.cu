@@ -98,8 +98,8 @@ bool liger_internal_softmax_fwd_cluster(const liger_softmax_fwd_args *a, gpu_str
   const int threads = softmax_threads(slice_vecs, NV, 64);
   const auto run = [&]() -> liger_status {
     LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
-      return cluster_launch(softmax_fwd_cluster_kernel<T>, a->n_rows, n_blocks, threads, 0, stream, (T *)a->Y,
-                            (const T *)a->X, a->n_cols, a->X_row_stride, slice_vecs);
+      return cluster_launch(softmax_fwd_cluster_kernel<T>, a->n_rows, n_blocks, threads, 0, stream,
+                            CLUSTERS_ALL, (T *)a->Y, (const T *)a->X, a->n_cols, a->X_row_stride, slice_vecs);
     });
     return LIGER_OK;
   };
@@ -122,8 +122,8 @@ bool liger_internal_softmax_bwd_cluster(const liger_softmax_bwd_args *a, gpu_str
   const auto run = [&]() -> liger_status {
     LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
       return cluster_launch(softmax_bwd_cluster_kernel<T>, a->n_rows, n_blocks, threads,
-                            (size_t)threads * NV * 16, stream, (T *)a->dX, (const T *)a->dY, (const T *)a->Y,
-                            a->n_cols, a->dY_row_stride, a->Y_row_stride, slice_vecs);
+                            (size_t)threads * NV * 16, stream, CLUSTERS_ALL, (T *)a->dX, (const T *)a->dY,
+                            (const T *)a->Y, a->n_cols, a->dY_row_stride, a->Y_row_stride, slice_vecs);
     });
     return LIGER_OK;
   };

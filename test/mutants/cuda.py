@@ -94,8 +94,8 @@ MUTANTS = [
     (
         "group_norm_cluster_channel_of_first_turn",
         "csrc/kernels/group_norm_sm90.cu",
-        "return i >> log_turns;",
-        "return 0 * i >> log_turns;",
+        "return i >> LOG_TURNS;",
+        "return 0 * i >> LOG_TURNS;",
         ops("group_norm"),
     ),
     (
