@@ -1,11 +1,12 @@
-/* group_norm on Hopper: a group of 16-bit elements that one block cannot hold is held by a cluster, so X, and in the
+/* group_norm on Hopper: a group of 16-bit elements is held by a block or a cluster of them, so X, and in the
  *         backward dY, are read once; see group_norm.c for the equations
- * Plan    2 to 8 blocks of 512 threads a group, each with some whole channels of it. Persistent clusters: a block has
- *         the group at hand in registers, and the next one is on its way to shared memory all the while: a thread asks
- *         for a vector of it when it has taken the present one from its place. So memory is never idle while a group is
- *         reduced, as it would be if all clusters loaded, reduced and stored in step. What the blocks know of their
- *         channels meets in distributed shared memory. A channel has 1 to 8 turns of the block, a block at most 8 in
- *         all. Applies on compute capability 9.0, to aligned 16-byte vectors; else group_norm.cu */
+ * Plan    1 to 8 blocks of 512 threads a group, or one of 128, each with some whole channels of it. Persistent
+ *         clusters: a block has the group at hand in registers, and the next one is on its way to shared memory all
+ *         the while: a thread asks for a vector of it when it has taken the present one from its place. So memory is
+ *         never idle while a group is reduced, as it would be if all clusters loaded, reduced and stored in step.
+ *         What the blocks know of their channels meets in distributed shared memory. A channel has 1 to 8 turns of
+ *         the block, a block at most 8 in all. Applies on compute capability 9.0, to aligned 16-byte vectors; else
+ *         group_norm.cu */
 #include "cluster_sm90.cuh"
 #include "group_norm.cuh"
 
@@ -21,19 +22,19 @@ bool liger_internal_group_norm_bwd_cluster(const liger_group_norm_bwd_args *, gp
 #else
 
 namespace {
-constexpr int NV = 8, THREADS = 512; /* vectors of a thread */
-constexpr int FWD_BLOCKS = 2;        /* that share a multiprocessor */
-constexpr size_t SLOT_BYTES = (size_t)NV * THREADS * 16;
+constexpr int NV = 8;                                /* vectors of a thread */
+constexpr int FWD_THREADS = 1024, BWD_THREADS = 512; /* that share a multiprocessor */
+constexpr int64_t slot_bytes(int threads) { return (int64_t)NV * threads * 16; }
 
 struct cluster_plan {
   int n_blocks; /* of a group; 0: no cluster holds it */
-  int log_turns;
+  int threads, log_turns;
 };
 
 #if CLUSTER_CODE
 /* Where a block of a cluster stands, and the vectors of its threads: vector i is one of turn i % turns of the block's
  * channel i / turns. */
-template <int LOG_TURNS> struct group_part {
+template <int THREADS, int LOG_TURNS> struct group_part {
   static constexpr int TURNS = 1 << LOG_TURNS;
   /* start: of the thread's first vector; next: to that of the group a step on */
   int64_t n_inner, start, next;
@@ -72,7 +73,7 @@ template <int LOG_TURNS> struct group_part {
 };
 
 /* NV vectors of a tensor in shared memory, which only the thread that fetched them reads: no barrier, no registers */
-template <typename T> struct thread_slots {
+template <typename T, int THREADS> struct thread_slots {
   static constexpr int VEC = vec_width<T>::value;
   uint4 *first;
   __device__ __forceinline__ explicit thread_slots(uint4 *shared) : first(shared + threadIdx.x) {}
@@ -99,8 +100,8 @@ __device__ __forceinline__ norm_stats merge_blocks(const block_stats &s, int n_b
 }
 #endif
 
-template <typename T, int LOG_TURNS>
-__global__ void __launch_bounds__(THREADS, FWD_BLOCKS)
+template <typename T, int THREADS, int LOG_TURNS>
+__global__ void __launch_bounds__(THREADS, FWD_THREADS / THREADS)
     group_norm_fwd_cluster_kernel(const liger_group_norm_fwd_args a) {
 #if CLUSTER_CODE
   constexpr int VEC = vec_width<T>::value;
@@ -110,8 +111,8 @@ __global__ void __launch_bounds__(THREADS, FWD_BLOCKS)
   __shared__ cluster_mail mail;
   extern __shared__ uint4 dynamic_shared[];
   cg::cluster_group cluster = cg::this_cluster();
-  group_part<LOG_TURNS> part(a, cluster, VEC);
-  const thread_slots<T> slots(dynamic_shared);
+  group_part<THREADS, LOG_TURNS> part(a, cluster, VEC);
+  const thread_slots<T, THREADS> slots(dynamic_shared);
   const float n = (float)part.channels * (float)part.n_inner;
 #pragma unroll
   for (int i = 0; i < NV; i++) {
@@ -176,8 +177,8 @@ __global__ void __launch_bounds__(THREADS, FWD_BLOCKS)
 #endif
 }
 
-template <typename T, int LOG_TURNS>
-__global__ void __launch_bounds__(THREADS, 1)
+template <typename T, int THREADS, int LOG_TURNS>
+__global__ void __launch_bounds__(THREADS, BWD_THREADS / THREADS)
     group_norm_bwd_cluster_kernel(const liger_group_norm_bwd_args a) {
 #if CLUSTER_CODE
   constexpr int VEC = vec_width<T>::value, WARPS = THREADS / GPU_LANES;
@@ -186,9 +187,9 @@ __global__ void __launch_bounds__(THREADS, 1)
   __shared__ float weight[2][NV]; /* a set a turn */
   __shared__ cluster_mail mail;
   cg::cluster_group cluster = cg::this_cluster();
-  group_part<LOG_TURNS> part(a, cluster, VEC);
+  group_part<THREADS, LOG_TURNS> part(a, cluster, VEC);
   const int warp = (int)threadIdx.x / GPU_LANES, lane = (int)threadIdx.x % GPU_LANES;
-  const thread_slots<T> X(dynamic_shared), dY(dynamic_shared + NV * THREADS);
+  const thread_slots<T, THREADS> X(dynamic_shared), dY(dynamic_shared + NV * THREADS);
   const float inv_size = 1.0f / ((float)part.n_blocks * (float)part.channels * (float)part.n_inner);
   const auto fetch = [&](int i, int64_t at) {
     X.fetch(i, (const T *)a.X + at);
@@ -240,12 +241,13 @@ __global__ void __launch_bounds__(THREADS, 1)
     norm_stay_packed(x);
     norm_stay_packed(dy);
     __syncthreads();
-    if (warp < part.channels) { /* a warp a channel: half of it adds the one sum, half the other */
-      const int which = lane / WARPS;
-      const float s = warp_reduce<op_sum>(of_warp[warp][which][lane % WARPS], WARPS);
-      if (lane % WARPS == 0) {
-        of_channel[warp][which] = s;
-        const int64_t to = part.group / part.n_groups * a.n_channels + part.first_channel() + warp;
+    for (int c = warp; c < part.channels;
+         c += WARPS) { /* a warp a channel: lanes of the one sum, then of the other */
+      const int which = lane / WARPS & 1;
+      const float s = warp_reduce<op_sum>(of_warp[c][which][lane % WARPS], WARPS);
+      if (lane == 0 || lane == WARPS) {
+        of_channel[c][which] = s;
+        const int64_t to = part.group / part.n_groups * a.n_channels + part.first_channel() + c;
         ((float *)(which ? a.dbias_partial : a.dW_partial))[to] = s;
       }
     }
@@ -273,30 +275,35 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-/* the smallest cluster that holds a group with most of its threads busy */
+/* the smallest block or cluster that holds a group with most of its threads busy */
 template <class Args> cluster_plan plan_cluster(const Args *a) {
   if (a->n_batch == 0 || a->n_inner == 0 || a->n_groups == 0 || a->x_dtype == LIGER_F64 ||
       a->x_dtype == LIGER_F32 || !cluster_device())
-    return {0, 0};
+    return {0, 0, 0};
   const int64_t n_vecs = a->n_inner * 2 / 16, channels = a->n_channels / a->n_groups;
-  int log_turns = 0;
-  while (log_turns < 3 && ((int64_t)THREADS << log_turns) < n_vecs) log_turns++;
-  if (((int64_t)THREADS << log_turns) < n_vecs || 4 * n_vecs < 3 * ((int64_t)THREADS << log_turns))
-    return {0, 0};
-  for (int n = 2; n <= MAX_CLUSTER; n *= 2)
-    if (channels % n == 0 && (channels / n) << log_turns <= NV)
-      /* few channels are left to the plan whose blocks hold whole groups */
-      return {(channels / n) << log_turns < NV / 2 ? 0 : n, log_turns};
-  return {0, 0};
-}
-/* f of the logarithm of the turns as a constant */
-template <class F> auto with_turns(int log_turns, F f) {
-  switch (log_turns) {
-  case 0: return f(std::integral_constant<int, 0>());
-  case 1: return f(std::integral_constant<int, 1>());
-  case 2: return f(std::integral_constant<int, 2>());
-  default: return f(std::integral_constant<int, 3>());
+  for (int64_t threads = 128; threads <= 512; threads *= 4) {
+    int log_turns = 0;
+    while (log_turns < 3 && threads << log_turns < n_vecs) log_turns++;
+    if (threads << log_turns < n_vecs || 4 * n_vecs < 3 * (threads << log_turns)) continue;
+    for (int n = 1; n <= (threads == 128 ? 1 : MAX_CLUSTER); n *= 2)
+      if (channels % n == 0 && (channels / n) << log_turns <= NV && (channels / n) << log_turns >= NV / 2)
+        return {n, (int)threads, log_turns};
   }
+  return {0, 0, 0};
+}
+
+/* f of the threads and the logarithm of the turns, as constants */
+template <int THREADS, class F> auto with_turns(int log_turns, F f) {
+  constexpr std::integral_constant<int, THREADS> threads{};
+  switch (log_turns) {
+  case 0: return f(threads, std::integral_constant<int, 0>());
+  case 1: return f(threads, std::integral_constant<int, 1>());
+  case 2: return f(threads, std::integral_constant<int, 2>());
+  default: return f(threads, std::integral_constant<int, 3>());
+  }
+}
+template <class F> auto with_plan(const cluster_plan &p, F f) {
+  return p.threads == 128 ? with_turns<128>(p.log_turns, f) : with_turns<512>(p.log_turns, f);
 }
 } // namespace
 
@@ -305,13 +312,13 @@ bool liger_internal_group_norm_fwd_cluster(const liger_group_norm_fwd_args *a, g
   const cluster_plan p = plan_cluster(a);
   if (p.n_blocks == 0 || !whole_vectors(a->X, a->n_inner, 2) || !whole_vectors(a->Y, a->n_inner, 2))
     return false;
-  const auto kernel = with_turns(p.log_turns, [&](auto turns) {
-    constexpr int LOG_TURNS = decltype(turns)::value;
-    return a->x_dtype == LIGER_BF16 ? group_norm_fwd_cluster_kernel<gpu_bf16, LOG_TURNS>
-                                    : group_norm_fwd_cluster_kernel<__half, LOG_TURNS>;
+  const auto kernel = with_plan(p, [&](auto threads, auto turns) {
+    constexpr int THREADS = decltype(threads)::value, LOG_TURNS = decltype(turns)::value;
+    return a->x_dtype == LIGER_BF16 ? group_norm_fwd_cluster_kernel<gpu_bf16, THREADS, LOG_TURNS>
+                                    : group_norm_fwd_cluster_kernel<__half, THREADS, LOG_TURNS>;
   });
-  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, THREADS, SLOT_BYTES, stream,
-                           CLUSTERS_RESIDENT, *a);
+  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, p.threads, slot_bytes(p.threads),
+                           stream, CLUSTERS_RESIDENT, *a);
   return true;
 }
 
@@ -321,13 +328,13 @@ bool liger_internal_group_norm_bwd_cluster(const liger_group_norm_bwd_args *a, g
   if (p.n_blocks == 0 || !whole_vectors(a->X, a->n_inner, 2) || !whole_vectors(a->dY, a->n_inner, 2) ||
       !whole_vectors(a->dX, a->n_inner, 2))
     return false;
-  const auto kernel = with_turns(p.log_turns, [&](auto turns) {
-    constexpr int LOG_TURNS = decltype(turns)::value;
-    return a->x_dtype == LIGER_BF16 ? group_norm_bwd_cluster_kernel<gpu_bf16, LOG_TURNS>
-                                    : group_norm_bwd_cluster_kernel<__half, LOG_TURNS>;
+  const auto kernel = with_plan(p, [&](auto threads, auto turns) {
+    constexpr int THREADS = decltype(threads)::value, LOG_TURNS = decltype(turns)::value;
+    return a->x_dtype == LIGER_BF16 ? group_norm_bwd_cluster_kernel<gpu_bf16, THREADS, LOG_TURNS>
+                                    : group_norm_bwd_cluster_kernel<__half, THREADS, LOG_TURNS>;
   });
-  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, THREADS, 2 * SLOT_BYTES, stream,
-                           CLUSTERS_RESIDENT, *a);
+  *status = cluster_launch(kernel, a->n_batch * a->n_groups, p.n_blocks, p.threads, 2 * slot_bytes(p.threads),
+                           stream, CLUSTERS_RESIDENT, *a);
   return true;
 }
 #endif
