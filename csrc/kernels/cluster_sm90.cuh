@@ -128,10 +128,22 @@ liger_status cluster_launch(void (*kernel)(Params...), int64_t n_clusters, int n
   }
   cluster_config launch(n_clusters, n_blocks, threads, shared, stream);
   if (grid == CLUSTERS_RESIDENT) {
-    int resident = 0;
-    const cudaError_t e = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch.config);
+    /* the last answer, as a layer asks the same again: microseconds. Of a kernel, its threads and shared memory follow */
+    static thread_local struct {
+      void (*kernel)(Params...);
+      int device, n_blocks, resident;
+    } last;
+    int device = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess && (last.kernel != kernel || last.device != device || last.n_blocks != n_blocks)) {
+      e = cudaOccupancyMaxActiveClusters(&last.resident, kernel, &launch.config);
+      last.kernel = e == cudaSuccess ? kernel : nullptr;
+      last.device = device;
+      last.n_blocks = n_blocks;
+    }
     if (e != cudaSuccess) return (liger_status)e;
-    if (0 < resident && resident < n_clusters) launch.config.gridDim.x = (unsigned)(resident * n_blocks);
+    if (0 < last.resident && last.resident < n_clusters)
+      launch.config.gridDim.x = (unsigned)(last.resident * n_blocks);
   }
   const cudaError_t e = cudaLaunchKernelEx(&launch.config, kernel, static_cast<Params>(args)...);
   return (liger_status)(e != cudaSuccess ? e : cudaGetLastError());
