@@ -6,7 +6,8 @@
  * Shapes     X Y dX dY (n_rows, n_cols), last dim contiguous; scale shift (n_modulations, n_cols); W (n_cols)
  * Casting    llama: round X * rstd to X's dtype, then times M.  gemma, none: no rounding before the store
  * Floor      fwd 2*N*s bytes;  bwd 3*N*s    (N = n_rows*n_cols; modulations of many rows)
- * Plan       forward: a block per row, 32 to 512 threads with 4 vectors of 16 bytes each in registers. Backward: 2
+ * Plan       forward: a block per row, 32 to 512 threads with 4 vectors of 16 bytes each in registers, and the
+ *            parameters from the caches, two vectors of each at once when the row's rstd is known. Backward: 2
  *            vectors, M and the sums G in registers, the next rows on their way to shared memory; a block has whole
  *            modulations or a piece of one, so that its sums end with it, and one column sum adds the pieces in
  *            fixed order. Rows that are too wide or not made of aligned vectors are looped over, their sums in the
@@ -17,6 +18,7 @@
 namespace {
 
 constexpr int FWD_VECTORS = 4, BWD_VECTORS = 2, BWD_THREADS_PER_SM = 512;
+constexpr int PARAM_VECTORS = 2; /* of each of W, scale and shift that a thread has in registers */
 
 /* w = W + offset, one_scale = 1 + scale of a thread's columns */
 template <int VEC, class Args>
@@ -30,49 +32,121 @@ __device__ __forceinline__ void load_modulation(float (&w)[VEC], float (&one_sca
   for (int j = 0; j < VEC; j++) one_scale[j] += 1.0f;
 }
 
-template <typename T, int NV, int VEC>
-__global__ void __launch_bounds__(NORM_MAX_THREADS)
-    modulated_rms_norm_fwd_kernel(const liger_modulated_rms_norm_fwd_args a, int threads_per_row) {
-  __shared__ float scratch[2][1][BLOCK_SCRATCH];
-  row_part<T, NV, VEC> part(threads_per_row, a.n_cols);
-  const float inv_n = 1.0f / (float)a.n_cols;
-  const int64_t rows_each = a.n_rows / a.n_modulations;
-  int parity = 0;
-  for (int64_t row = blockIdx.x; row < a.n_rows; row += gridDim.x, parity ^= 1) {
-    float v[VEC], none[VEC], sum[1] = {};
-    part.open((const T *)a.X + row * a.X_row_stride, nullptr, true);
-#pragma unroll NV> 0 ? NV : 1
-    for (int i = 0; i < part.count(); i++)
-      if (NV || part.owns(i)) {
-        part.get(i, v, none);
+/* Y of a vector, whose modulation is s. PACKED: the parameters are whole vectors of X's dtype, all on their way before
+ * one is waited for; of a dtype that is not known before, they come one after the other. */
+template <typename T, int VEC, bool PACKED> struct fwd_modulation {
+  vec<T, VEC> w, scale, shift;
+  __device__ __forceinline__ void load(const liger_modulated_rms_norm_fwd_args &a, int64_t s, int64_t col) {
+    if constexpr (PACKED) {
+      const float zeros[VEC] = {};
+      scale = load_vec<T, VEC>((const T *)a.scale + s * a.scale_row_stride + col);
+      w = a.W ? load_vec<T, VEC>((const T *)a.W + col) : pack<T, VEC>(zeros);
+      shift = a.shift ? load_vec<T, VEC>((const T *)a.shift + s * a.shift_row_stride + col)
+                      : pack<T, VEC>(zeros);
+    }
+  }
+  __device__ __forceinline__ vec<T, VEC> apply(const liger_modulated_rms_norm_fwd_args &a, int64_t s,
+                                               int64_t col, const vec<T, VEC> &x, float rstd) const {
+    float v[VEC], m[VEC], one_scale[VEC], b[VEC] = {};
+    if constexpr (PACKED) {
+      unpack(m, w);
+      unpack(one_scale, scale);
+      unpack(b, shift);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) sum[0] = fmaf(v[j], v[j], sum[0]);
+      for (int j = 0; j < VEC; j++) {
+        m[j] = a.W ? m[j] + (float)a.offset : 1.0f;
+        one_scale[j] += 1.0f;
       }
-    norm_row_sums(sum, threads_per_row, scratch[parity]);
-    const float r = rsqrtf(fmaf(sum[0], inv_n, (float)a.eps));
-    if (threadIdx.x == 0) ((float *)a.rstd)[row] = r;
-    const int64_t s = row / rows_each;
-#pragma unroll NV> 0 ? NV : 1
-    for (int i = 0; i < part.count(); i++)
-      if (part.owns(i)) {
-        float w[VEC], one_scale[VEC], shift[VEC] = {};
-        load_modulation<VEC>(w, one_scale, a, s, part.col(i));
-        const int64_t at = s * a.shift_row_stride + part.col(i);
-        if (a.shift)
-          load_as_f32<VEC>(shift, a.shift, at, a.shift_dtype,
-                           VEC > 1 && at % VEC == 0 && (uintptr_t)a.shift % 16 == 0);
-        part.get(i, v, none);
+    } else {
+      load_modulation<VEC>(m, one_scale, a, s, col);
+      const int64_t at = s * a.shift_row_stride + col;
+      if (a.shift)
+        load_as_f32<VEC>(b, a.shift, at, a.shift_dtype,
+                         VEC > 1 && at % VEC == 0 && (uintptr_t)a.shift % 16 == 0);
+    }
+    unpack(v, x);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) v[j] *= r;
-        if (a.casting == LIGER_CAST_LLAMA) {
-          const vec<T, VEC> rounded = pack<T, VEC>(v);
-          unpack(v, rounded);
-        }
+    for (int j = 0; j < VEC; j++) v[j] *= rstd;
+    if (a.casting == LIGER_CAST_LLAMA) {
+      const vec<T, VEC> rounded = pack<T, VEC>(v);
+      unpack(v, rounded);
+    }
 #pragma unroll
-        for (int j = 0; j < VEC; j++) v[j] = fmaf(v[j], w[j] * one_scale[j], shift[j]);
-        store_vec<T, VEC>((T *)a.Y + row * a.n_cols + part.col(i), pack<T, VEC>(v));
+    for (int j = 0; j < VEC; j++) v[j] = fmaf(v[j], m[j] * one_scale[j], b[j]);
+    return pack<T, VEC>(v);
+  }
+};
+
+/* ROWS rows of one modulation, NV vectors of each to a thread of the block. Parameters are read beside the rows, or,
+ * where their registers would keep other rows waiting, from the cache when the row's rstd is known. */
+template <typename T, int NV, int ROWS, bool PACKED>
+__global__ void __launch_bounds__(NORM_MAX_THREADS)
+    modulated_rms_norm_fwd_kernel(const liger_modulated_rms_norm_fwd_args a) {
+  constexpr int VEC = vec_width<T>::value, NEXT = 32 * VEC; /* columns from a thread's vector to its next */
+  __shared__ float scratch[ROWS][BLOCK_SCRATCH];
+  const row_walk<NV, 32> at((int)blockDim.x, a.n_cols, VEC);
+  const int64_t row = (int64_t)blockIdx.x * ROWS, s = row / (a.n_rows / a.n_modulations);
+  const int64_t first_col = (int64_t)at.first_vec * VEC;
+  vec<T, VEC> x[ROWS][NV] = {};
+#pragma unroll
+  for (int k = 0; k < ROWS; k++)
+#pragma unroll
+    for (int i = 0; i < NV; i++)
+      if (at.owns(i))
+        x[k][i] = load_vec<T, VEC>((const T *)a.X + (row + k) * a.X_row_stride + first_col + i * NEXT);
+  fwd_modulation<T, VEC, PACKED> params[PARAM_VECTORS];
+  const auto load_params = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < PARAM_VECTORS; i++)
+      if (at.owns(first + i)) params[i].load(a, s, first_col + (first + i) * NEXT);
+  };
+  if constexpr (NV == PARAM_VECTORS) load_params(0);
+  float sum[ROWS] = {}, rstd[ROWS];
+#pragma unroll
+  for (int k = 0; k < ROWS; k++) {
+#pragma unroll
+    for (int i = 0; i < NV; i++) sum[k] = norm_push<T, VEC, true>(sum[k], x[k][i]); /* zeros beyond the row */
+    norm_stay_packed(x[k]);
+  }
+  norm_row_sums(sum, (int)blockDim.x, scratch);
+#pragma unroll
+  for (int k = 0; k < ROWS; k++) {
+    rstd[k] = rsqrtf(fmaf(sum[k], 1.0f / (float)a.n_cols, (float)a.eps));
+    if (threadIdx.x == 0) ((float *)a.rstd)[row + k] = rstd[k];
+  }
+#pragma unroll
+  for (int first = 0; first < NV; first += PARAM_VECTORS) {
+    if constexpr (NV > PARAM_VECTORS) load_params(first);
+#pragma unroll
+    for (int i = 0; i < PARAM_VECTORS; i++)
+#pragma unroll
+      for (int k = 0; k < ROWS; k++) {
+        const int64_t col = first_col + (first + i) * NEXT;
+        if (at.owns(first + i))
+          store_vec<T, VEC>((T *)a.Y + (row + k) * a.n_cols + col,
+                            params[i].apply(a, s, col, x[k][first + i], rstd[k]));
       }
   }
+}
+
+/* any width and alignment: a block a row, VEC elements at a time */
+template <typename T, int VEC>
+__global__ void __launch_bounds__(NORM_MAX_THREADS)
+    modulated_rms_norm_fwd_loop_kernel(const liger_modulated_rms_norm_fwd_args a) {
+  __shared__ float scratch[1][BLOCK_SCRATCH];
+  const int64_t row = blockIdx.x, s = row / (a.n_rows / a.n_modulations);
+  const int64_t step = (int64_t)blockDim.x * VEC, first_col = (int64_t)threadIdx.x * VEC;
+  const T *const X = (const T *)a.X + row * a.X_row_stride;
+  float sum[1] = {0.0f};
+  for (int64_t col = first_col; col < a.n_cols; col += step)
+    sum[0] = norm_push<T, VEC, true>(sum[0], load_vec<T, VEC>(X + col));
+  norm_row_sums(sum, (int)blockDim.x, scratch);
+  const float rstd = rsqrtf(fmaf(sum[0], 1.0f / (float)a.n_cols, (float)a.eps));
+  if (threadIdx.x == 0) ((float *)a.rstd)[row] = rstd;
+  const fwd_modulation<T, VEC, false> params{};
+  for (int64_t col = first_col; col < a.n_cols; col += step)
+    store_vec<T, VEC>((T *)a.Y + row * a.n_cols + col,
+                      params.apply(a, s, col, load_vec<T, VEC>(X + col), rstd));
 }
 
 /* rows [first, last) of piece `piece` when n are dealt out to `pieces` */
@@ -81,6 +155,15 @@ __device__ __forceinline__ void piece_of(int64_t piece, int64_t pieces, int64_t 
   const int64_t q = n / pieces, more = n % pieces;
   *first = piece * q + (piece < more ? piece : more);
   *last = *first + q + (piece < more);
+}
+
+/* fp32 sums of a vector's columns in the workspace, which begins at a multiple of 16 bytes where VEC is not 1 */
+template <int VEC> __device__ __forceinline__ void load_sums(float (&v)[VEC], const float *p) {
+  load_typed<float, VEC>(v, p, VEC > 1);
+}
+template <int VEC> __device__ __forceinline__ void store_sums(float *p, const float (&v)[VEC]) {
+  if constexpr (VEC > 1) store_f32<VEC>(p, v);
+  else p[0] = v[0];
 }
 
 /* The workspace: dW of every block; then two arrays (pieces, n_modulations, n_cols) of dscale and dshift, or,
@@ -97,9 +180,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   int64_t s = block / pieces, last_s = s + 1;
   if (pieces == 1) piece_of(block, a.n_blocks, a.n_modulations, &s, &last_s);
   float *const dw = (float *)a.workspace + block * a.n_cols;
-  for (int i = 0; i < part.count(); i++)
-    if (part.owns(i))
-      for (int j = 0; j < VEC; j++) dw[part.col(i) + j] = 0.0f;
+  const int64_t first_s = s;
   /* a block's rows are neighbours, of one modulation after the other */
   int64_t row, end;
   piece_of(piece, pieces, rows_each, &row, &end);
@@ -143,19 +224,19 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
           if constexpr (NV == 0) load_m(M[0], i);
 #pragma unroll
           for (int j = 0; j < VEC; j++) {
-            const float g = dy[j] * r, m = g * M[NV ? i : 0][j];
+            const float p = dy[j] * v[j]; /* the fewest instructions */
             if constexpr (NV > 0) {
-              G[i][j] = fmaf(g, v[j], G[i][j]);
+              G[i][j] = fmaf(p, r, G[i][j]);
               H[i][j] += dy[j];
             } else {
-              g_row[part.col(i) + j] += g * v[j];
+              g_row[part.col(i) + j] += p * r;
               h_row[part.col(i) + j] += dy[j];
             }
-            sum[0] = fmaf(m, v[j], sum[0]);
+            sum[0] = fmaf(p, M[NV ? i : 0][j], sum[0]);
           }
         }
       norm_row_sums(sum, threads_per_row, scratch[parity]);
-      const float slope = sum[0] * inv_n * r * r;
+      const float slope = sum[0] * inv_n * r * r * r;
 #pragma unroll NV> 0 ? NV : 1
       for (int i = 0; i < part.count(); i++)
         if (part.owns(i)) {
@@ -170,18 +251,25 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     for (int i = 0; i < part.count(); i++) /* the modulation's sums, or the piece's */
       if (part.owns(i)) {
         const int64_t col = part.col(i);
-        float w[VEC], one_scale[VEC];
+        float w[VEC], one_scale[VEC], g[VEC], h[VEC], sums[VEC] = {}; /* dW of the modulations before */
         load_modulation<VEC>(w, one_scale, a, s, col);
+        if (NV == 0) load_sums<VEC>(g, g_row + col), load_sums<VEC>(h, h_row + col);
+        if (s > first_s) load_sums<VEC>(sums, dw + col);
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
-          const float g = NV ? G[NV ? i : 0][j] : g_row[col + j], h = NV ? H[NV ? i : 0][j] : h_row[col + j];
-          dw[col + j] = fmaf(one_scale[j], g, dw[col + j]);
-          if (pieces > 1) {
-            g_row[col + j] = g * w[j];
-            h_row[col + j] = h;
-          } else {
-            if (a.dscale) store_as(a.dscale, s * a.n_cols + col + j, g * w[j], a.scale_dtype);
-            if (a.dshift) store_as(a.dshift, s * a.n_cols + col + j, h, a.shift_dtype);
+          if (NV > 0) g[j] = G[NV ? i : 0][j], h[j] = H[NV ? i : 0][j];
+          sums[j] = fmaf(one_scale[j], g[j], sums[j]);
+          g[j] *= w[j];
+        }
+        store_sums<VEC>(dw + col, sums);
+        if (pieces > 1) {
+          store_sums<VEC>(g_row + col, g);
+          store_sums<VEC>(h_row + col, h);
+        } else {
+#pragma unroll
+          for (int j = 0; j < VEC; j++) {
+            if (a.dscale) store_as(a.dscale, s * a.n_cols + col + j, g[j], a.scale_dtype);
+            if (a.dshift) store_as(a.dshift, s * a.n_cols + col + j, h[j], a.shift_dtype);
           }
         }
       }
@@ -210,12 +298,19 @@ extern "C" liger_status liger_modulated_rms_norm_fwd_cuda(const liger_modulated_
     constexpr int VEC = vec_width<T>::value;
     const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
                          rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T));
+    const auto packed = [&](const void *p, int64_t stride, liger_dtype t) {
+      return !p || (t == a->x_dtype && rows_aligned(p, stride, a->n_cols, sizeof(T)));
+    };
+    const bool all_packed = packed(a->W, 0, a->w_dtype) &&
+                            packed(a->scale, a->scale_row_stride, a->scale_dtype) &&
+                            packed(a->shift, a->shift_row_stride, a->shift_dtype);
     const int threads = row_threads(a->n_cols, sizeof(T), FWD_VECTORS);
-    if (!aligned)
-      modulated_rms_norm_fwd_kernel<T, 0, 1><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, NORM_MAX_THREADS);
+    if (!aligned) modulated_rms_norm_fwd_loop_kernel<T, 1><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a);
     else if (threads == 0)
-      modulated_rms_norm_fwd_kernel<T, 0, VEC><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, NORM_MAX_THREADS);
-    else modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, VEC><<<grid, threads, 0, stream>>>(*a, threads);
+      modulated_rms_norm_fwd_loop_kernel<T, VEC><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a);
+    else if (all_packed)
+      modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, true><<<grid, threads, 0, stream>>>(*a);
+    else modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, false><<<grid, threads, 0, stream>>>(*a);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }
@@ -243,7 +338,8 @@ extern "C" liger_status liger_modulated_rms_norm_bwd_cuda(const liger_modulated_
       constexpr int VEC = vec_width<T>::value;
       const bool aligned = rows_aligned(a->X, a->X_row_stride, a->n_cols, sizeof(T)) &&
                            rows_aligned(a->dY, a->dY_row_stride, a->n_cols, sizeof(T)) &&
-                           rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T));
+                           rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T)) &&
+                           (uintptr_t)a->workspace % 16 == 0;
       const int threads = row_threads(a->n_cols, sizeof(T), BWD_VECTORS);
       const auto fed = modulated_rms_norm_bwd_kernel<T, BWD_VECTORS, VEC>;
       const size_t shared = row_feed<T, BWD_VECTORS, VEC>::bytes(threads);

@@ -267,18 +267,28 @@ struct column_sums {
  * multiprocessors waiting for memory side by side. */
 #define COLUMN_SUM_COLS 16
 #define COLUMN_SUM_SLICES 32
-static __host__ __device__ __forceinline__ int64_t column_sum_blocks(int64_t n_cols) {
-  return (n_cols + COLUMN_SUM_COLS - 1) / COLUMN_SUM_COLS;
+/* few rows of many columns: a thread a column */
+static __host__ __device__ __forceinline__ bool column_sum_flat(int64_t n_rows, int64_t n_cols) {
+  return n_rows <= COLUMN_SUM_SLICES && n_cols >= 32 * COLUMN_SUM_COLS * COLUMN_SUM_SLICES;
+}
+static __host__ __device__ __forceinline__ int64_t column_sum_blocks(int64_t n_rows, int64_t n_cols) {
+  const int cols = column_sum_flat(n_rows, n_cols) ? COLUMN_SUM_COLS * COLUMN_SUM_SLICES : COLUMN_SUM_COLS;
+  return (n_cols + cols - 1) / cols;
 }
 namespace {
 __global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES) column_sum_kernel(const column_sums a) {
   __shared__ float slice_sum[COLUMN_SUM_SLICES][COLUMN_SUM_COLS + 1];
-  const int col = (int)threadIdx.x % COLUMN_SUM_COLS, slice = (int)threadIdx.x / COLUMN_SUM_COLS;
   int64_t block = blockIdx.x;
   int k = 0;
-  for (; k < a.n - 1 && block >= column_sum_blocks(a.n_cols[k]); k++) block -= column_sum_blocks(a.n_cols[k]);
-  const int64_t n_cols = a.n_cols[k], first = block * COLUMN_SUM_COLS, n_rows = a.n_rows[k];
-  const int64_t b0 = n_rows * slice / COLUMN_SUM_SLICES, b1 = n_rows * (slice + 1) / COLUMN_SUM_SLICES;
+  for (; k < a.n - 1 && block >= column_sum_blocks(a.n_rows[k], a.n_cols[k]); k++)
+    block -= column_sum_blocks(a.n_rows[k], a.n_cols[k]);
+  const int64_t n_cols = a.n_cols[k], n_rows = a.n_rows[k];
+  const bool flat = column_sum_flat(n_rows, n_cols);
+  const int col = flat ? (int)threadIdx.x : (int)threadIdx.x % COLUMN_SUM_COLS,
+            slice = (int)threadIdx.x / COLUMN_SUM_COLS;
+  const int64_t first = block * (flat ? COLUMN_SUM_COLS * COLUMN_SUM_SLICES : COLUMN_SUM_COLS);
+  const int64_t b0 = flat ? 0 : n_rows * slice / COLUMN_SUM_SLICES,
+                b1 = flat ? n_rows : n_rows * (slice + 1) / COLUMN_SUM_SLICES;
   const float *const partial = a.partial[k] + first + col;
   float s = 0.0f;
   if (first + col < n_cols)
@@ -290,6 +300,10 @@ __global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES) column_sum
 #pragma unroll
       for (int i = 0; i < 8; i++) s += v[i];
     }
+  if (flat) {
+    if (first + col < n_cols) store_as(a.dst[k], first + col, s, a.dtype[k]);
+    return;
+  }
   slice_sum[slice][col] = s;
   __syncthreads();
   /* now a lane a slice, and each 32 lanes a column */
@@ -300,7 +314,7 @@ __global__ void __launch_bounds__(COLUMN_SUM_COLS *COLUMN_SUM_SLICES) column_sum
 } // namespace
 static inline liger_status launch_column_sums(const column_sums &a, gpu_stream stream) {
   int64_t grid = 0;
-  for (int k = 0; k < a.n; k++) grid += column_sum_blocks(a.n_cols[k]);
+  for (int k = 0; k < a.n; k++) grid += column_sum_blocks(a.n_rows[k], a.n_cols[k]);
   if (grid > GPU_MAX_GRID) return LIGER_ERR_SIZE;
   if (grid) column_sum_kernel<<<(unsigned)grid, COLUMN_SUM_COLS * COLUMN_SUM_SLICES, 0, stream>>>(a);
   return (liger_status)LIGER_RT(GetLastError)();
