@@ -172,9 +172,10 @@ template <typename T, int NV, int VEC>
 __global__ void __launch_bounds__(NORM_MAX_THREADS)
     modulated_rms_norm_bwd_kernel(const liger_modulated_rms_norm_bwd_args a, int64_t pieces,
                                   int threads_per_row) {
-  __shared__ float scratch[2][1][BLOCK_SCRATCH];
+  constexpr int ROWS = NV ? 2 : 1; /* of a turn: what waits for one waits for the other too */
+  __shared__ float scratch[2][ROWS][BLOCK_SCRATCH];
   extern __shared__ uint4 dynamic_shared[];
-  row_part<T, NV, VEC> part(threads_per_row, a.n_cols);
+  row_part<T, NV, VEC> part(threads_per_row, a.n_cols), second = part;
   const float inv_n = 1.0f / (float)a.n_cols;
   const int64_t rows_each = a.n_rows / a.n_modulations, block = blockIdx.x, piece = block % pieces;
   int64_t s = block / pieces, last_s = s + 1;
@@ -187,7 +188,12 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   row += s * rows_each;
   end += (last_s - 1) * rows_each;
   row_feed<T, NV, VEC> feed(dynamic_shared, part, a, row, 1, end - row);
-  float next_r = row < end ? ((const float *)a.rstd)[row] : 0.0f; /* a turn ahead, like the rows */
+  float next_r[ROWS]; /* a turn ahead, like the rows */
+  const auto load_rstd = [&](int64_t next) {
+#pragma unroll
+    for (int k = 0; k < ROWS; k++) next_r[k] = next + k < end ? ((const float *)a.rstd)[next + k] : 0.0f;
+  };
+  load_rstd(row);
   int parity = 0;
   for (; s < last_s; s++) {
     const int64_t slot = pieces > 1 ? piece * a.n_modulations + s : block;
@@ -211,16 +217,12 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
         if (part.owns(i)) load_m(M[i], i);
     }
     const int64_t last = pieces == 1 ? (s + 1) * rows_each : end;
-    for (; row < last; row++, parity ^= 1) {
-      float v[VEC], dy[VEC], sum[1] = {};
-      const float r = next_r;
-      if (row + 1 < end) next_r = ((const float *)a.rstd)[row + 1];
-      if constexpr (NV > 0) feed.next(part);
-      else part.open((const T *)a.X + row * a.X_row_stride, (const T *)a.dY + row * a.dY_row_stride, true);
+    const auto push = [&](const row_part<T, NV, VEC> &of, float r, float sum) {
+      float v[VEC], dy[VEC];
 #pragma unroll NV> 0 ? NV : 1
-      for (int i = 0; i < part.count(); i++)
-        if (part.owns(i)) {
-          part.get(i, v, dy);
+      for (int i = 0; i < of.count(); i++)
+        if (of.owns(i)) {
+          of.get(i, v, dy);
           if constexpr (NV == 0) load_m(M[0], i);
 #pragma unroll
           for (int j = 0; j < VEC; j++) {
@@ -229,23 +231,46 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
               G[i][j] = fmaf(p, r, G[i][j]);
               H[i][j] += dy[j];
             } else {
-              g_row[part.col(i) + j] += p * r;
-              h_row[part.col(i) + j] += dy[j];
+              g_row[of.col(i) + j] += p * r;
+              h_row[of.col(i) + j] += dy[j];
             }
-            sum[0] = fmaf(p, M[NV ? i : 0][j], sum[0]);
+            sum = fmaf(p, M[NV ? i : 0][j], sum);
           }
         }
-      norm_row_sums(sum, threads_per_row, scratch[parity]);
-      const float slope = sum[0] * inv_n * r * r * r;
+      return sum;
+    };
+    const auto store_dx = [&](const row_part<T, NV, VEC> &of, float r, float sum, int64_t to) {
+      float v[VEC], dy[VEC];
+      const float slope = sum * inv_n * r * r * r;
 #pragma unroll NV> 0 ? NV : 1
-      for (int i = 0; i < part.count(); i++)
-        if (part.owns(i)) {
-          part.get(i, v, dy);
+      for (int i = 0; i < of.count(); i++)
+        if (of.owns(i)) {
+          of.get(i, v, dy);
           if constexpr (NV == 0) load_m(M[0], i);
 #pragma unroll
           for (int j = 0; j < VEC; j++) v[j] = fmaf(-slope, v[j], dy[j] * r * M[NV ? i : 0][j]);
-          store_vec<T, VEC>((T *)a.dX + row * a.n_cols + part.col(i), pack<T, VEC>(v));
+          store_vec<T, VEC>((T *)a.dX + to * a.n_cols + of.col(i), pack<T, VEC>(v));
         }
+    };
+    while (row < last) {
+      const bool two = ROWS > 1 && row + 1 < last;
+      float r[ROWS], sum[ROWS] = {};
+#pragma unroll
+      for (int k = 0; k < ROWS; k++) r[k] = next_r[k];
+      load_rstd(row + (two ? 2 : 1));
+      if constexpr (NV > 0) {
+        feed.next(part);
+        if (two) feed.next(second);
+      } else {
+        part.open((const T *)a.X + row * a.X_row_stride, (const T *)a.dY + row * a.dY_row_stride, true);
+      }
+      sum[0] = push(part, r[0], 0.0f);
+      if (two) sum[ROWS - 1] = push(second, r[ROWS - 1], 0.0f);
+      norm_row_sums(sum, threads_per_row, scratch[parity]);
+      store_dx(part, r[0], sum[0], row);
+      if (two) store_dx(second, r[ROWS - 1], sum[ROWS - 1], row + 1);
+      row += two ? 2 : 1;
+      parity ^= 1;
     }
 #pragma unroll NV> 0 ? NV : 1
     for (int i = 0; i < part.count(); i++) /* the modulation's sums, or the piece's */
@@ -304,13 +329,16 @@ extern "C" liger_status liger_modulated_rms_norm_fwd_cuda(const liger_modulated_
     const bool all_packed = packed(a->W, 0, a->w_dtype) &&
                             packed(a->scale, a->scale_row_stride, a->scale_dtype) &&
                             packed(a->shift, a->shift_row_stride, a->shift_dtype);
-    const int threads = row_threads(a->n_cols, sizeof(T), FWD_VECTORS);
+    const int threads = row_threads(a->n_cols, sizeof(T), FWD_VECTORS),
+              threads_of_two = row_threads(a->n_cols, sizeof(T), PARAM_VECTORS);
     if (!aligned) modulated_rms_norm_fwd_loop_kernel<T, 1><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a);
     else if (threads == 0)
       modulated_rms_norm_fwd_loop_kernel<T, VEC><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a);
-    else if (all_packed)
-      modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, true><<<grid, threads, 0, stream>>>(*a);
-    else modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, false><<<grid, threads, 0, stream>>>(*a);
+    else if (!all_packed)
+      modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, false><<<grid, threads, 0, stream>>>(*a);
+    else if (threads_of_two > 0 && a->n_rows / a->n_modulations % 2 == 0)
+      modulated_rms_norm_fwd_kernel<T, PARAM_VECTORS, 2, true><<<grid / 2, threads_of_two, 0, stream>>>(*a);
+    else modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, true><<<grid, threads, 0, stream>>>(*a);
   });
   return (liger_status)LIGER_RT(GetLastError)();
 }
