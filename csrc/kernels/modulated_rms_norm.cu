@@ -32,47 +32,49 @@ __device__ __forceinline__ void load_modulation(float (&w)[VEC], float (&one_sca
   for (int j = 0; j < VEC; j++) one_scale[j] += 1.0f;
 }
 
-/* Y of a vector, whose modulation is s. PACKED: the parameters are whole vectors of X's dtype, all on their way before
- * one is waited for; of a dtype that is not known before, they come one after the other. */
+/* What Y takes of the parameters for a vector of columns. PACKED: they are whole vectors of X's dtype, all on their way
+ * before one is waited for; of a dtype that is not known before, they come one after the other. */
 template <typename T, int VEC, bool PACKED> struct fwd_modulation {
-  vec<T, VEC> w, scale, shift;
+  float m[VEC], b[VEC];
   __device__ __forceinline__ void load(const liger_modulated_rms_norm_fwd_args &a, int64_t s, int64_t col) {
-    if constexpr (PACKED) {
-      const float zeros[VEC] = {};
-      scale = load_vec<T, VEC>((const T *)a.scale + s * a.scale_row_stride + col);
-      w = a.W ? load_vec<T, VEC>((const T *)a.W + col) : pack<T, VEC>(zeros);
-      shift = a.shift ? load_vec<T, VEC>((const T *)a.shift + s * a.shift_row_stride + col)
-                      : pack<T, VEC>(zeros);
-    }
-  }
-  __device__ __forceinline__ vec<T, VEC> apply(const liger_modulated_rms_norm_fwd_args &a, int64_t s,
-                                               int64_t col, const vec<T, VEC> &x, float rstd) const {
-    float v[VEC], m[VEC], one_scale[VEC], b[VEC] = {};
-    if constexpr (PACKED) {
-      unpack(m, w);
-      unpack(one_scale, scale);
-      unpack(b, shift);
+    const int64_t at = s * a.shift_row_stride + col;
+    float one_scale[VEC];
 #pragma unroll
-      for (int j = 0; j < VEC; j++) {
-        m[j] = a.W ? m[j] + (float)a.offset : 1.0f;
-        one_scale[j] += 1.0f;
+    for (int j = 0; j < VEC; j++) m[j] = 1.0f, b[j] = 0.0f;
+    if constexpr (PACKED) {
+      const vec<T, VEC> scale = load_vec<T, VEC>((const T *)a.scale + s * a.scale_row_stride + col);
+      vec<T, VEC> w, shift;
+      if (a.W) w = load_vec<T, VEC>((const T *)a.W + col);
+      if (a.shift) shift = load_vec<T, VEC>((const T *)a.shift + at);
+      if (a.W) {
+        unpack(m, w);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) m[j] += (float)a.offset;
       }
+      unpack(one_scale, scale);
+#pragma unroll
+      for (int j = 0; j < VEC; j++) m[j] = fmaf(one_scale[j], m[j], m[j]);
+      if (a.shift) unpack(b, shift);
     } else {
       load_modulation<VEC>(m, one_scale, a, s, col);
-      const int64_t at = s * a.shift_row_stride + col;
+#pragma unroll
+      for (int j = 0; j < VEC; j++) m[j] *= one_scale[j];
       if (a.shift)
         load_as_f32<VEC>(b, a.shift, at, a.shift_dtype,
                          VEC > 1 && at % VEC == 0 && (uintptr_t)a.shift % 16 == 0);
     }
+  }
+  __device__ __forceinline__ vec<T, VEC> apply(const vec<T, VEC> &x, float rstd, bool llama) const {
+    float v[VEC];
     unpack(v, x);
 #pragma unroll
     for (int j = 0; j < VEC; j++) v[j] *= rstd;
-    if (a.casting == LIGER_CAST_LLAMA) {
+    if (llama) {
       const vec<T, VEC> rounded = pack<T, VEC>(v);
       unpack(v, rounded);
     }
 #pragma unroll
-    for (int j = 0; j < VEC; j++) v[j] = fmaf(v[j], m[j] * one_scale[j], b[j]);
+    for (int j = 0; j < VEC; j++) v[j] = fmaf(v[j], m[j], b[j]);
     return pack<T, VEC>(v);
   }
 };
@@ -83,6 +85,7 @@ template <typename T, int NV, int ROWS, bool PACKED>
 __global__ void __launch_bounds__(NORM_MAX_THREADS)
     modulated_rms_norm_fwd_kernel(const liger_modulated_rms_norm_fwd_args a) {
   constexpr int VEC = vec_width<T>::value, NEXT = 32 * VEC; /* columns from a thread's vector to its next */
+  constexpr int PARAMS = NV < PARAM_VECTORS ? NV : PARAM_VECTORS;
   __shared__ float scratch[ROWS][BLOCK_SCRATCH];
   const row_walk<NV, 32> at((int)blockDim.x, a.n_cols, VEC);
   const int64_t row = (int64_t)blockIdx.x * ROWS, s = row / (a.n_rows / a.n_modulations);
@@ -94,13 +97,13 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     for (int i = 0; i < NV; i++)
       if (at.owns(i))
         x[k][i] = load_vec<T, VEC>((const T *)a.X + (row + k) * a.X_row_stride + first_col + i * NEXT);
-  fwd_modulation<T, VEC, PACKED> params[PARAM_VECTORS];
+  fwd_modulation<T, VEC, PACKED> params[PARAMS];
   const auto load_params = [&](int first) {
 #pragma unroll
-    for (int i = 0; i < PARAM_VECTORS; i++)
+    for (int i = 0; i < PARAMS; i++)
       if (at.owns(first + i)) params[i].load(a, s, first_col + (first + i) * NEXT);
   };
-  if constexpr (NV == PARAM_VECTORS) load_params(0);
+  if constexpr (NV == PARAMS) load_params(0);
   float sum[ROWS] = {}, rstd[ROWS];
 #pragma unroll
   for (int k = 0; k < ROWS; k++) {
@@ -115,16 +118,16 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
     if (threadIdx.x == 0) ((float *)a.rstd)[row + k] = rstd[k];
   }
 #pragma unroll
-  for (int first = 0; first < NV; first += PARAM_VECTORS) {
-    if constexpr (NV > PARAM_VECTORS) load_params(first);
+  for (int first = 0; first < NV; first += PARAMS) {
+    if constexpr (NV > PARAMS) load_params(first);
 #pragma unroll
-    for (int i = 0; i < PARAM_VECTORS; i++)
+    for (int i = 0; i < PARAMS; i++)
 #pragma unroll
       for (int k = 0; k < ROWS; k++) {
         const int64_t col = first_col + (first + i) * NEXT;
         if (at.owns(first + i))
           store_vec<T, VEC>((T *)a.Y + (row + k) * a.n_cols + col,
-                            params[i].apply(a, s, col, x[k][first + i], rstd[k]));
+                            params[i].apply(x[k][first + i], rstd[k], a.casting == LIGER_CAST_LLAMA));
       }
   }
 }
@@ -143,10 +146,12 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   norm_row_sums(sum, (int)blockDim.x, scratch);
   const float rstd = rsqrtf(fmaf(sum[0], 1.0f / (float)a.n_cols, (float)a.eps));
   if (threadIdx.x == 0) ((float *)a.rstd)[row] = rstd;
-  const fwd_modulation<T, VEC, false> params{};
-  for (int64_t col = first_col; col < a.n_cols; col += step)
+  for (int64_t col = first_col; col < a.n_cols; col += step) {
+    fwd_modulation<T, VEC, false> params;
+    params.load(a, s, col);
     store_vec<T, VEC>((T *)a.Y + row * a.n_cols + col,
-                      params.apply(a, s, col, load_vec<T, VEC>(X + col), rstd));
+                      params.apply(load_vec<T, VEC>(X + col), rstd, a.casting == LIGER_CAST_LLAMA));
+  }
 }
 
 /* rows [first, last) of piece `piece` when n are dealt out to `pieces` */
