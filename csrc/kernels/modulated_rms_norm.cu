@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr int FWD_VECTORS = 4, BWD_VECTORS = 2, BWD_THREADS_PER_SM = 512;
+constexpr int FWD_VECTORS = 4, BWD_VECTORS = 2, BWD_STAGES = 5, BWD_THREADS_PER_SM = 512;
 constexpr int PARAM_VECTORS = 2; /* of each of W, scale and shift that a thread has in registers */
 
 /* w = W + offset, one_scale = 1 + scale of a thread's columns */
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   piece_of(piece, pieces, rows_each, &row, &end);
   row += s * rows_each;
   end += (last_s - 1) * rows_each;
-  row_feed<T, NV, VEC> feed(dynamic_shared, part, a, row, 1, end - row);
+  row_feed<T, NV, VEC, BWD_STAGES> feed(dynamic_shared, part, a, row, 1, end - row);
   float next_r[ROWS]; /* a turn ahead, like the rows */
   const auto load_rstd = [&](int64_t next) {
 #pragma unroll
@@ -335,14 +335,14 @@ extern "C" liger_status liger_modulated_rms_norm_fwd_cuda(const liger_modulated_
                             packed(a->scale, a->scale_row_stride, a->scale_dtype) &&
                             packed(a->shift, a->shift_row_stride, a->shift_dtype);
     const int threads = row_threads(a->n_cols, sizeof(T), FWD_VECTORS),
-              threads_of_two = row_threads(a->n_cols, sizeof(T), PARAM_VECTORS);
+              threads_of_one = row_threads(a->n_cols, sizeof(T), 1);
     if (!aligned) modulated_rms_norm_fwd_loop_kernel<T, 1><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a);
     else if (threads == 0)
       modulated_rms_norm_fwd_loop_kernel<T, VEC><<<grid, NORM_MAX_THREADS, 0, stream>>>(*a);
     else if (!all_packed)
       modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, false><<<grid, threads, 0, stream>>>(*a);
-    else if (threads_of_two > 0 && a->n_rows / a->n_modulations % 2 == 0)
-      modulated_rms_norm_fwd_kernel<T, PARAM_VECTORS, 2, true><<<grid / 2, threads_of_two, 0, stream>>>(*a);
+    else if (threads_of_one > 0 && a->n_rows / a->n_modulations % 4 == 0)
+      modulated_rms_norm_fwd_kernel<T, 1, 4, true><<<grid / 4, threads_of_one, 0, stream>>>(*a);
     else modulated_rms_norm_fwd_kernel<T, FWD_VECTORS, 1, true><<<grid, threads, 0, stream>>>(*a);
   });
   return (liger_status)LIGER_RT(GetLastError)();
@@ -375,7 +375,7 @@ extern "C" liger_status liger_modulated_rms_norm_bwd_cuda(const liger_modulated_
                            (uintptr_t)a->workspace % 16 == 0;
       const int threads = row_threads(a->n_cols, sizeof(T), BWD_VECTORS);
       const auto fed = modulated_rms_norm_bwd_kernel<T, BWD_VECTORS, VEC>;
-      const size_t shared = row_feed<T, BWD_VECTORS, VEC>::bytes(threads);
+      const size_t shared = row_feed<T, BWD_VECTORS, VEC, BWD_STAGES>::bytes(threads);
       if (!aligned)
         modulated_rms_norm_bwd_kernel<T, 0, 1>
             <<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, pieces, NORM_MAX_THREADS);

@@ -49,8 +49,7 @@ template <typename T, int NV, int VEC> struct row_part {
 
 /* The rows of a persistent block on their way to its registers: X and dY of `left` rows from `row` on, every `step`th,
  * fetched ahead through a ring in shared memory, which has row_feed::bytes(threads). NV > 0. */
-template <typename T, int NV, int VEC> struct row_feed {
-  static constexpr int STAGES = 3;
+template <typename T, int NV, int VEC, int STAGES = 3> struct row_feed {
   typedef row_ring<NV, 32, STAGES, 2> ring_t;
   ring_t ring;
   const T *X, *dY;
@@ -88,7 +87,7 @@ template <typename T, int NV, int VEC> struct row_feed {
   }
 };
 /* a kernel that walks over memory has none */
-template <typename T, int VEC> struct row_feed<T, 0, VEC> {
+template <typename T, int VEC, int STAGES> struct row_feed<T, 0, VEC, STAGES> {
   static constexpr size_t bytes(int) { return 0; }
   template <class Args>
   __device__ __forceinline__ row_feed(uint4 *, const row_part<T, 0, VEC> &, const Args &, int64_t, int64_t,
