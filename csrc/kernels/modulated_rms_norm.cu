@@ -17,7 +17,8 @@
 
 namespace {
 
-constexpr int FWD_VECTORS = 4, BWD_VECTORS = 2, BWD_STAGES = 5, BWD_THREADS_PER_SM = 512;
+constexpr int FWD_VECTORS = 4, BWD_VECTORS = 2, BWD_THREADS_PER_SM = 512;
+constexpr int BWD_STAGES = 5, FEW_STAGES = 3; /* the latter where shared memory is under 160 KB */
 constexpr int PARAM_VECTORS = 2; /* of each of W, scale and shift that a thread has in registers */
 
 /* w = W + offset, one_scale = 1 + scale of a thread's columns */
@@ -173,7 +174,7 @@ template <int VEC> __device__ __forceinline__ void store_sums(float *p, const fl
 
 /* The workspace: dW of every block; then two arrays (pieces, n_modulations, n_cols) of dscale and dshift, or,
  * where modulations are whole, a row of each for every block. */
-template <typename T, int NV, int VEC>
+template <typename T, int NV, int VEC, int STAGES>
 __global__ void __launch_bounds__(NORM_MAX_THREADS)
     modulated_rms_norm_bwd_kernel(const liger_modulated_rms_norm_bwd_args a, int64_t pieces,
                                   int threads_per_row) {
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(NORM_MAX_THREADS)
   piece_of(piece, pieces, rows_each, &row, &end);
   row += s * rows_each;
   end += (last_s - 1) * rows_each;
-  row_feed<T, NV, VEC, BWD_STAGES> feed(dynamic_shared, part, a, row, 1, end - row);
+  row_feed<T, NV, VEC, STAGES> feed(dynamic_shared, part, a, row, 1, end - row);
   float next_r[ROWS]; /* a turn ahead, like the rows */
   const auto load_rstd = [&](int64_t next) {
 #pragma unroll
@@ -374,15 +375,17 @@ extern "C" liger_status liger_modulated_rms_norm_bwd_cuda(const liger_modulated_
                            rows_aligned(a->dX, a->n_cols, a->n_cols, sizeof(T)) &&
                            (uintptr_t)a->workspace % 16 == 0;
       const int threads = row_threads(a->n_cols, sizeof(T), BWD_VECTORS);
-      const auto fed = modulated_rms_norm_bwd_kernel<T, BWD_VECTORS, VEC>;
-      const size_t shared = row_feed<T, BWD_VECTORS, VEC, BWD_STAGES>::bytes(threads);
-      if (!aligned)
-        modulated_rms_norm_bwd_kernel<T, 0, 1>
-            <<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, pieces, NORM_MAX_THREADS);
-      else if (threads == 0 || !gpu_allow_shared(fed, shared))
-        modulated_rms_norm_bwd_kernel<T, 0, VEC>
-            <<<grid, NORM_MAX_THREADS, 0, stream>>>(*a, pieces, NORM_MAX_THREADS);
-      else fed<<<grid, threads, shared, stream>>>(*a, pieces, threads);
+      const auto run = [&](auto kernel, int threads, size_t shared) {
+        const bool fits = threads > 0 && gpu_allow_shared(kernel, shared);
+        if (fits) kernel<<<grid, threads, shared, stream>>>(*a, pieces, threads);
+        return fits;
+      };
+      const auto fed = modulated_rms_norm_bwd_kernel<T, BWD_VECTORS, VEC, BWD_STAGES>,
+                 fed_less = modulated_rms_norm_bwd_kernel<T, BWD_VECTORS, VEC, FEW_STAGES>;
+      if (!aligned) run(modulated_rms_norm_bwd_kernel<T, 0, 1, 1>, NORM_MAX_THREADS, 0);
+      else if (!run(fed, threads, row_feed<T, BWD_VECTORS, VEC, BWD_STAGES>::bytes(threads)) &&
+               !run(fed_less, threads, row_feed<T, BWD_VECTORS, VEC, FEW_STAGES>::bytes(threads)))
+        run(modulated_rms_norm_bwd_kernel<T, 0, VEC, 1>, NORM_MAX_THREADS, 0);
     });
   const liger_status status = (liger_status)LIGER_RT(GetLastError)();
   const int64_t each = a->n_blocks * a->n_cols, all = n_mods * a->n_cols;

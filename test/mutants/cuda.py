@@ -99,11 +99,18 @@ MUTANTS = [
         ops("group_norm"),
     ),
     (
+        "group_norm_cluster_next_group_is_this_one",
+        "csrc/kernels/group_norm_sm90.cu",
+        "slots.fetch(i, (const T *)a.X + part.next + part.template at<VEC>(i));",
+        "slots.fetch(i, (const T *)a.X + part.template at<VEC>(i));",
+        ["test/test_cuda.py", "-k", "group_norm_several"],
+    ),
+    (
         "group_norm_cluster_blocks_merged_without_distance",
         "csrc/kernels/group_norm_sm90.cu",
         "fmaf(n * (d - rest), d - rest, s.m2)",
         "s.m2 + 0.0f * n",
-        ops("group_norm"),
+        ["test/test_cuda.py", "-k", "group_norm_several"],
     ),
     ("elementwise_dropped_tail", MAP, "  if (tail) {\n", "  if (tail && !vectors) {\n", ops("swiglu")),
     (
