@@ -255,7 +255,7 @@ def test_cross_entropy_same_bits_from_every_launch():
     "shape", [(300, 16, 1024), (40, 16, 16384)], ids=["a block a group", "a cluster a group"]
 )
 def test_group_norm_several_groups_in_turn(shape):
-    """More groups than reside at once, so the next one is on its way while one is reduced and stored. Channels
+    """More groups than reside at once: the next is on its way while one is reduced and stored. Channels
     have means of their own, so that those of a cluster's blocks differ."""
     torch.manual_seed(0)
     x = torch.randn(shape, device="cuda") + torch.arange(16.0, device="cuda")[:, None]
