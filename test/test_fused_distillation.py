@@ -203,6 +203,20 @@ def test_budget_does_not_change_the_result(budget, device):
     torch.testing.assert_close(*(torch.autograd.grad(t, (x, w)) for t in (cut, whole)), rtol=1e-4, atol=1e-7)
 
 
+def test_a_block_meets_the_teachers_in_pieces(device):
+    """A student's block is three of the teacher's where its products are the dearer ones."""
+    # unit: rows of the teacher's logits at a time
+    unit, h, v = (64, 128, 1000) if device == "cpu" else (256, 4096, 4000)
+    x, w, tx, tw = draw(6 * unit + 16, h, v, 16, device)
+    labels = torch.arange(len(x), device=device) % 7
+    whole, cut = (
+        liger_fused_linear_jsd(x, w, tx, tw, labels, 0.3, 2, memory_budget=b)
+        for b in (2**30, 4 * unit * v * 4)
+    )
+    torch.testing.assert_close(cut, whole)
+    torch.testing.assert_close(*(torch.autograd.grad(t, (x, w)) for t in (cut, whole)), rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("module, needs", ((jsd_module, slice(11, 13)), (kl_module, slice(9, 11))))
 def test_only_wanted_gradients_are_made(module, needs, monkeypatch):
     seen, real = [], module._op

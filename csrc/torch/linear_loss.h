@@ -79,6 +79,32 @@ struct LinearLossWanted {
   bool dx, dw, dbias;
 };
 
+// How a head would be cut; x (n_rows, hidden_size), w (vocab_size, hidden_size)
+inline liger_linear_loss_plan_result plan_of(const char *op, const Arg &x, const Arg &w, liger_dtype compute,
+                                             const LinearLossWanted &want, int accum, int64_t memory_budget,
+                                             int64_t chunk_mem_const, int loop_order) {
+  liger_linear_loss_plan_args a{};
+  a.n_rows = x.sizes[0];
+  a.hidden_size = x.sizes[1];
+  a.vocab_size = w.sizes[0];
+  a.memory_budget = memory_budget;
+  a.chunk_mem_const = chunk_mem_const;
+  a.needs_dx = want.dx;
+  a.needs_dw = want.dw;
+  a.on_gpu = LIGER_GPU;
+  a.accum = accum;
+  a.compute_dtype = compute;
+  a.w_dtype = check_float(op, w);
+  a.x_dtype = check_float(op, x);
+  // by vocabulary a gradient of the bias alone takes the logits twice too; the model knows but dX and dW
+  const bool dbias_alone = want.dbias && !want.dx && !want.dw;
+  a.loop_order = dbias_alone && loop_order == LIGER_ORDER_AUTO ? LIGER_TOKEN_BLOCKS : loop_order;
+  liger_linear_loss_plan_result p{};
+  if (liger_linear_loss_plan(&a, &p) != LIGER_OK)
+    fail(op, "memory_budget is ", memory_budget, ", expected bytes, not negative");
+  return p;
+}
+
 // One head: hidden states, weight, bias, and the loop over its logits.
 struct LinearLoss {
   const char *op;
@@ -97,7 +123,7 @@ struct LinearLoss {
              int loop_order = LIGER_TOKEN_BLOCKS)
       : op(op), x(x), w(w), compute(compute), x_dtype(check_float(op, x)), w_dtype(check_float(op, w)),
         want(want), scope(scope), n_rows(x.sizes[0]), hidden_size(x.sizes[1]), vocab_size(w.sizes[0]),
-        plan(make_plan(accum, memory_budget, chunk_mem_const, loop_order)),
+        plan(plan_of(op, x, w, compute, want, accum, memory_budget, chunk_mem_const, loop_order)),
         dx(matrix(want.dx, n_rows, hidden_size, x_dtype)),
         dw(matrix(want.dw, vocab_size, hidden_size, w_dtype)),
         dbias(empty_1d(want.dbias ? vocab_size : 0, bias ? bias->raw_dtype : x.raw_dtype, x)),
@@ -124,10 +150,12 @@ struct LinearLoss {
   void adopt(const Tensor &logits) { adopted = logits; } // may be the given buffer itself
 
   LogitsBlock logits(int64_t b) {
-    const int64_t first = b * plan.block_rows,
-                  last = first + plan.block_rows < n_rows ? first + plan.block_rows : n_rows;
-    LogitsBlock block{first, last - first, view(buffer, last - first, vocab_size, vocab_size, 1, 0), nullptr,
-                      nullptr};
+    const int64_t first = b * plan.block_rows, left = n_rows - first;
+    return logits(first, left < plan.block_rows ? left : plan.block_rows);
+  }
+  // of any rows, at most plan.block_rows
+  LogitsBlock logits(int64_t first, int64_t n) {
+    LogitsBlock block{first, n, view(buffer, n, vocab_size, vocab_size, 1, 0), nullptr, nullptr};
     block.ptr = ptr(block.logits);
     block.source = adopted ? ptr(*adopted) : block.ptr;
     x_block = view(x.tensor, block.n_rows, hidden_size, x.strides[0], x.strides[1], first * x.strides[0]);
@@ -229,30 +257,6 @@ private:
   int64_t w_row = 0, w_col = 0; // the strides of `weight`
 
   liger_dtype real() const { return compute == LIGER_F64 ? LIGER_F64 : LIGER_F32; }
-
-  liger_linear_loss_plan_result make_plan(int accum, int64_t memory_budget, int64_t chunk_mem_const,
-                                          int loop_order) const {
-    liger_linear_loss_plan_args a{};
-    a.n_rows = n_rows;
-    a.hidden_size = hidden_size;
-    a.vocab_size = vocab_size;
-    a.memory_budget = memory_budget;
-    a.chunk_mem_const = chunk_mem_const;
-    a.needs_dx = want.dx;
-    a.needs_dw = want.dw;
-    a.on_gpu = LIGER_GPU;
-    a.accum = accum;
-    a.compute_dtype = compute;
-    a.w_dtype = w_dtype;
-    a.x_dtype = x_dtype;
-    // by vocabulary a gradient of the bias alone takes the logits twice too; the model knows but dX and dW
-    const bool dbias_alone = want.dbias && !want.dx && !want.dw;
-    a.loop_order = dbias_alone && loop_order == LIGER_ORDER_AUTO ? LIGER_TOKEN_BLOCKS : loop_order;
-    liger_linear_loss_plan_result p{};
-    if (liger_linear_loss_plan(&a, &p) != LIGER_OK)
-      fail(op, "memory_budget is ", memory_budget, ", expected bytes, not negative");
-    return p;
-  }
 
   Tensor matrix(bool wanted, int64_t n_rows, int64_t n_cols, liger_dtype t) const {
     const int64_t sizes[2] = {n_rows, n_cols};

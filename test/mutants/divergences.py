@@ -10,6 +10,13 @@ DIVERGENCE = "csrc/kernels/divergence.h"
 
 MUTANTS = [
     (
+        "fused_jsd_first_piece_of_the_teacher_again",
+        "csrc/torch/fused_linear_jsd.cpp",
+        "other.logits(part.first, n)",
+        "other.logits(block.first, n)",
+        ["test/test_fused_distillation.py", "-k", "pieces"],
+    ),
+    (
         "jsd_weights_swapped",
         DIVERGENCE,
         "a = y_is_larger ? beta : rest",
