@@ -77,8 +77,15 @@ MUTANTS = [
     (
         "fused_jsd_a_budget_for_each_head",
         "csrc/torch/fused_linear_jsd.cpp",
-        "memory_budget / 2, 1,",
-        "memory_budget, 1,",
+        "half = memory_budget / 2;",
+        "half = memory_budget;",
+        ["test/test_fused_distillation.py", "-k", "share_one_budget"],
+    ),
+    (
+        "fused_jsd_the_teachers_quarter_on_top",
+        "csrc/torch/fused_linear_jsd.cpp",
+        "uneven = {memory_budget - rows * row_bytes,",
+        "uneven = {memory_budget,",
         ["test/test_fused_distillation.py", "-k", "share_one_budget"],
     ),
     (
