@@ -165,8 +165,8 @@ MUTANTS = [
     (
         "modulated_rms_norm_dw_without_scale",
         "csrc/kernels/modulated_rms_norm.cu",
-        "fmaf(one_scale[j], g, dw[col + j])",
-        "g + dw[col + j]",
+        "fmaf(one_scale[j], g[j], sums[j])",
+        "g[j] + sums[j]",
         ops("modulated_rms_norm"),
     ),
     ("relu_squared_slope", "csrc/kernels/relu_squared.cu", "(2.0f * relu(", "(relu(", ops("relu_squared")),
