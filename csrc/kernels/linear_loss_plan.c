@@ -26,9 +26,7 @@
  * least: below, products and rows of logits are too narrow for the model. For the loss alone neither order computes
  * anything twice or adds anything up, and the longer short side wins. Predicted and measured of 256 MiB on an H200, ms:
  * 8192 x 4096 x 128256   tokens 13.7, 14.2   vocabulary 13.4, 13.7
- * 16384 x 2048 x 128256         14.4, 15.4              14.1, 14.3
- * and the latter of 128 MiB     15.0, 16.2              14.5, 16.4: the model does not know that the statistics of 4096
- *                               columns, whose threads have 2 vectors each (row_threads), take as long as twice as many */
+ * 16384 x 2048 x 128256         14.4, 15.4              14.1, 14.3 */
 #include "../liger.h"
 
 /* Also compiled into the GPU library, by linear_loss.cu; in the CPU library once, not per ISA level. */

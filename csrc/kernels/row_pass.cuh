@@ -81,10 +81,10 @@ template <typename T, int N> __device__ __forceinline__ void row_fill(T *Y, cons
 }
 } // namespace
 
-/* Threads of a block: enough for 4 vectors each, so that narrow rows leave room for other rows on the
- * multiprocessor. Host. */
+/* Threads of a block: few enough that most have 4 vectors at once, so that narrow rows leave room for other rows on
+ * the multiprocessor. Host. */
 static inline int row_threads(int64_t n_cols, int elem_size) {
   const int64_t n_vecs = n_cols * elem_size / 16;
-  return n_vecs <= 256 ? 64 : n_vecs <= 1024 ? 256 : n_vecs <= 4096 ? 512 : 1024;
+  return n_vecs <= 256 ? 64 : n_vecs < 896 ? 128 : n_vecs < 1792 ? 256 : n_vecs <= 4096 ? 512 : 1024;
 }
 #endif
