@@ -15,16 +15,18 @@
  *                the block.
  *
  * Cost model     N rows, H, V, blocks of short side s, n of them; e_l, e_w, e_x bytes of a logit and of an element of
- *                dW's and dX's accumulator; rate(dtype), bandwidth, launch, ramp: the constants below.
+ *                dW's and dX's accumulator; rate(dtype), bandwidth, launch, ramp, reload, cache: the constants below.
  *   product      2 N H V / rate (1 + ramp / s)
- *   token        (1 + [dX] + [dW]) products + [dW] (2n - 1) H V e_w / bandwidth
- *   vocabulary   (1 + [dX or dW] (1 - 1/n) + [dX] + [dW]) products + [dX] (2n - 1) N H e_x / bandwidth
+ *   token        (1 + [dX] + [dW]) products; moved: [dW] (2n - 1) H V e_w, and reload n H V e_l by each product
+ *   vocabulary   (2 - 1/n + [dX] + [dW]) products; moved: [dX] (2n - 1) N H e_x, and reload n N H e_l by each
+ *   moved        over bandwidth, or over that of the cache where the matrix and its accumulator fit it
  *   loss pass    N V e_l / bandwidth times 1 forward only, 2 with gradients, 3 of vocabulary blocks with gradients
  *   and          an accumulator that is not the gradient: its bytes read and the gradient's written; launch per
  *                block; on the CPU a 16-bit product that is added up in fp32 is written and read once more
  * The cheapest order that the caller can use is taken, tokens at a tie. Blocks of vocabulary have MIN_COLS columns at
  * least: below, products and rows of logits are too narrow for the model. For the loss alone neither order computes
- * anything twice or adds anything up, and the longer short side wins. Predicted and measured of 256 MiB on an H200, ms:
+ * anything twice or adds anything up: the longer short side wins, or the smaller matrix. Predicted and measured of
+ * 256 MiB on an H200, ms:
  * 8192 x 4096 x 128256   tokens 13.7, 14.2   vocabulary 13.4, 13.7
  * 16384 x 2048 x 128256         14.4, 15.4              14.1, 14.3 */
 #include "../liger.h"
@@ -65,15 +67,19 @@ typedef struct {
   double bandwidth;                 /* bytes per second */
   double launch;                    /* seconds a block */
   double ramp;                      /* rows or columns of a product that cost without counting */
+  double reload;                    /* how often a block's product moves the matrix that all blocks share */
+  double cache, cache_bandwidth;    /* bytes, and bytes per second */
 } device_costs;
 
 /* H200. Rates: bf16 products in a row, with the clock that the power limit leaves them (bench: 686-710 alone,
  * less in a loop); fp32 without TF32. Bandwidth: a copy. Launch: four launches with their gaps. Ramp: what is left of the
- * measured times of cutting 8192 x 4096 x 128256 and 16384 x 2048 x 128256 into blocks of 64 MiB to 2 GiB. */
-static const device_costs GPU_COSTS = {675e12, 50e12, 25e12, 4.2e12, 20e-6, 24};
-/* 2 cores with AVX-512: its products at 1024 x 768 x 32000, its copies and passes over logits, waking threads four
- * times. Only ratios matter here, and products and memory both grow with the cores. */
-static const device_costs CPU_COSTS = {400e9, 175e9, 85e9, 25e9, 40e-6, 16};
+ * measured times of cutting 8192 x 4096 x 128256 and 16384 x 2048 x 128256 into blocks of 64 MiB to 2 GiB; products
+ * hide what they load. */
+static const device_costs GPU_COSTS = {675e12, 50e12, 25e12, 4.2e12, 20e-6, 24, 0, 0, 4.2e12};
+/* 2 cores with AVX-512: their products at 1024 x 768 x 32000; the rest fitted to the 20 shapes of
+ * benchmark/plan_costs.py, 8 % off in the mean. Only ratios matter here, and products and memory both grow with the
+ * cores. */
+static const device_costs CPU_COSTS = {400e9, 175e9, 85e9, 20e9, 20e-6, 0, 1, 9e6, 120e9};
 
 enum { MIN_COLS = 256 };
 
@@ -92,22 +98,30 @@ static double predicted_seconds(const liger_linear_loss_plan_args *a,
   const double ops = 2 * N * H * V * (1 + d->ramp / shortest), product = ops / rate_of(d, a->compute_dtype);
   const double size = (double)plan_dtype_size(a->compute_dtype),
                accum = (double)plan_dtype_size(plan->accum_dtype);
+  const double matrix = (by_vocab ? N : V) * H; /* what all blocks share: X, or W */
+  const double products = (by_vocab && gradients ? 2 : 1) + (a->needs_dx != 0) + (a->needs_dw != 0);
   double t = n * d->launch + product * (by_vocab && gradients ? 2 - 1 / n : 1);
-  double bytes = N * V * size * (!gradients ? 1 : by_vocab ? 3 : 2);
+  double bytes = N * V * size *
+                 (!gradients ? 1
+                  : by_vocab ? 3
+                             : 2),
+         moved = products * d->reload * n * matrix * size;
   if (a->needs_dx) t += product;
   if (a->needs_dw) t += plan->widen_block ? ops / d->rate_32 : product;
   if (plan->widen_block) bytes += N * V * (size + 4);
   if (a->needs_dw && !by_vocab) {
-    bytes += (2 * n - 1) * H * V * accum;
-    if (plan->accum_dtype != a->w_dtype) bytes += H * V * (accum + (double)plan_dtype_size(a->w_dtype));
-    if (!a->on_gpu && accum > size && !plan->widen_block) bytes += n * H * V * 2 * size;
+    moved += (2 * n - 1) * matrix * accum;
+    if (plan->accum_dtype != a->w_dtype) bytes += matrix * (accum + (double)plan_dtype_size(a->w_dtype));
+    if (!a->on_gpu && accum > size && !plan->widen_block) moved += n * matrix * 2 * size;
   }
+  const double of_x = size < 4 ? 4 : size;
   if (a->needs_dx && by_vocab) {
-    const double of_x = size < 4 ? 4 : size;
-    bytes += (2 * n - 1) * N * H * of_x + (plan->accum_bytes ? N * H * (of_x + size) : 0);
-    if (!a->on_gpu && size < 4) bytes += n * N * H * 2 * size;
+    moved += (2 * n - 1) * matrix * of_x;
+    if (plan->accum_bytes) bytes += matrix * (of_x + size);
+    if (!a->on_gpu && size < 4) moved += n * matrix * 2 * size;
   }
-  return t + bytes / d->bandwidth;
+  const int cached = matrix * (size + (by_vocab ? of_x : accum)) <= d->cache;
+  return t + bytes / d->bandwidth + moved / (cached ? d->cache_bandwidth : d->bandwidth);
 }
 
 /* ---- the two orders -------------------------------------------------------------------------------------- */
