@@ -1,9 +1,9 @@
 /* What every CPU kernel is built from.
  *
- * Each kernels/<op>.c is compiled once per (ISA level, real): LIGER_ISA is f_v2 ... d_v4, REAL float or
- * double. A kernel is named LIGER_KERNEL(op) in the file and op_f_v3 and so on in the object.
- * LIGER_CPU_ENTRY emits the public function, in the base unit alone, which picks the level of the machine
- * and `double` for fp64 tensors. All arithmetic is in `real`; a row passes through small `real` buffers,
+ * Each kernels/<op>.c is compiled once per ISA level with REAL float and once, for the lowest level, with REAL
+ * double: LIGER_ISA is f_v2, f_v3, f_v4 or d_v2. A kernel is named LIGER_KERNEL(op) in the file and op_f_v3 and
+ * so on in the object. LIGER_CPU_ENTRY emits the public function, in the base unit alone, which picks the level
+ * of the machine and `double` for fp64 tensors, which are for checking gradients and have no need of speed. All arithmetic is in `real`; a row passes through small `real` buffers,
  * so that one body serves every dtype. */
 #ifndef LIGER_PRIMITIVES_H
 #define LIGER_PRIMITIVES_H
@@ -39,21 +39,20 @@ int liger_internal_cpu_level(void);
 #define LIGER_CPU_ENTRY(name, args_t, dtype_field) _Static_assert(sizeof(args_t) > 0, "")
 #elif LIGER_LEVELS == 234
 #define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                           \
-  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t); \
-  liger_status name##_f_v3(const args_t *, int64_t, int64_t), name##_d_v3(const args_t *, int64_t, int64_t); \
-  liger_status name##_f_v4(const args_t *, int64_t, int64_t), name##_d_v4(const args_t *, int64_t, int64_t); \
+  liger_status name##_d_v2(const args_t *, int64_t, int64_t), name##_f_v2(const args_t *, int64_t, int64_t); \
+  liger_status name##_f_v3(const args_t *, int64_t, int64_t), name##_f_v4(const args_t *, int64_t, int64_t); \
   liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                             \
-    const int wide = a->dtype_field == LIGER_F64;                                                            \
+    if (a->dtype_field == LIGER_F64) return name##_d_v2(a, begin, end);                                      \
     switch (liger_internal_cpu_level()) {                                                                    \
-    case 4: return wide ? name##_d_v4(a, begin, end) : name##_f_v4(a, begin, end);                           \
-    case 3: return wide ? name##_d_v3(a, begin, end) : name##_f_v3(a, begin, end);                           \
-    default: return wide ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);                          \
+    case 4: return name##_f_v4(a, begin, end);                                                               \
+    case 3: return name##_f_v3(a, begin, end);                                                               \
+    default: return name##_f_v2(a, begin, end);                                                              \
     }                                                                                                        \
   }                                                                                                          \
   _Static_assert(sizeof(args_t) > 0, "")
 #else
 #define LIGER_CPU_ENTRY(name, args_t, dtype_field)                                                           \
-  liger_status name##_f_v2(const args_t *, int64_t, int64_t), name##_d_v2(const args_t *, int64_t, int64_t); \
+  liger_status name##_d_v2(const args_t *, int64_t, int64_t), name##_f_v2(const args_t *, int64_t, int64_t); \
   liger_status liger_##name##_cpu(const args_t *a, int64_t begin, int64_t end) {                             \
     return a->dtype_field == LIGER_F64 ? name##_d_v2(a, begin, end) : name##_f_v2(a, begin, end);            \
   }                                                                                                          \
