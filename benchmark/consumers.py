@@ -1,9 +1,12 @@
-"""Benchmark cases of the preference and policy losses of `liger_kernel.chunked_loss`, which are no operators
-and so have no `OpSpec` among the operators'; and `specs`, everything that can be measured.
+"""Benchmark cases of the preference and policy losses of `liger_kernel.chunked_loss`, and of cross entropy
+over its own logits' memory, which are no operators and so have no `OpSpec` among the operators'; and `specs`,
+everything that can be measured.
 
 The references are the losses as their papers write them, on all logits at once, as a trainer without us
 would run them: arXiv:2305.18290 (DPO), 2403.07691 (ORPO), 2402.03300 and 2503.14476 (GRPO, per token).
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from liger_kernel import chunked_loss
 from liger_kernel.ops import SPECS
 from liger_kernel.ops._spec import Case, OpSpec, Sample, T
+from liger_kernel.transformers.functional import liger_cross_entropy
 
 
 def _logps(x, weight, ids):
@@ -52,6 +56,27 @@ def _grpo(_input, weight, ids, mask, advantages):
     return loss(_input, weight, ids, mask, advantages)[0]
 
 
+def _ce_in_place(_input, target, weight):
+    # A leaf is never overwritten, and every call needs fresh logits: a copy stands for the head's product.
+    return liger_cross_entropy(_input.clone(), target, weight, in_place=True)
+
+
+def _ce_eager(_input, target, weight):
+    return F.cross_entropy(_input.clone().float(), target, weight)
+
+
+def _ce_spec():
+    """The floor is the copy's (2 passes over the logits), and the loss's, read and overwritten."""
+    spec = SPECS["cross_entropy"]
+
+    def case(plain):
+        n = plain.fwd_elements
+        return replace(plain, id="after_a_copy", fwd_elements=3 * n, full_elements=4 * n)
+
+    cases = {device: tuple(map(case, given)) for device, given in spec.cases.items()}
+    return OpSpec("cross_entropy_in_place", _ce_in_place, _ce_eager, samples=(), cases=cases)
+
+
 def _head(b, t, h, v, prefix="", grad=True):
     # logits of .1: sums over sequences stay where sigmoids have a slope that two roundings agree on
     weight = T((v, h), "w", grad=grad, scale=0.1 * h**-0.5)
@@ -84,8 +109,9 @@ LOSSES = {
         _spec("grpo", _grpo, grpo_eager, 8, 1024),
     )
 }
+IN_PLACE = _ce_spec()
 
 
 def specs():
     """{name: OpSpec} of all that `benchmark.run` measures."""
-    return {**SPECS, **LOSSES}
+    return {**SPECS, **LOSSES, IN_PLACE.name: IN_PLACE}

@@ -90,6 +90,14 @@ def test_losses_of_hidden_states_are_measured_against_the_same_loss(name):
     assert ours.full()[1][0].abs().max() > 0
 
 
+def test_cross_entropy_in_place_is_measured_on_fresh_logits():
+    small = sweep.resized(consumers.IN_PLACE.cases["cpu"][0], "rows", 20)
+    drawn = cases.arguments(cases.portable(small)["args"], torch.float32, "cpu")
+    before = drawn["_input"].detach().clone()
+    ours, eager = (cases.Call(peers.way(i, consumers.IN_PLACE, drawn), drawn) for i in ("liger", "eager"))
+    assert cases.difference(ours, eager) < 1e-5 and torch.equal(drawn["_input"], before)
+
+
 def test_peers_do_only_what_they_can():
     plain = SPECS["fused_linear_cross_entropy"].cases["cpu"][0].sample.args
     names = peers.installed()
