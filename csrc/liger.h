@@ -30,6 +30,7 @@ enum {
 LIGER_API const char *liger_cpu_isa(void);
 LIGER_API const char *liger_error_string(liger_status status);      /* negative codes */
 LIGER_API const char *liger_cuda_error_string(liger_status status); /* any code; in the GPU library */
+LIGER_API int liger_cuda_arch(void); /* 10 x compute capability of the current device; 0: unknown, or HIP */
 
 /* ---- rms_norm, layer_norm, fused_add_rms_norm, group_norm, modulated_rms_norm ------------------------------ */
 #include "liger_norms.h"

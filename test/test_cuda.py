@@ -239,6 +239,21 @@ def test_cross_entropy_rows_in_turn(row_kib, options, x):
     assert torch.equal(loss, run.outputs[0]) and torch.equal(grad, run.grads["_input"])
 
 
+@pytest.mark.parametrize("x", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("options", [{}, {"accum_dtype": torch.float32}], ids=["plain", "fp32"])
+def test_linear_loss_of_products_so_large_that_we_choose_their_tile(options, x):
+    """Two blocks of rows, 1e11 operations in each product, the last one's rows no multiple of a tile."""
+    n, h, v = 1100, 1024, 98312
+    args = {
+        "_input": T((n, h)),
+        "weight": T((v, h), scale=h**-0.5),
+        "target": T((n,), "index", grad=False, high=v, ignored=0.1),
+        "memory_budget": 600 * v * 2,
+        **options,
+    }
+    C.check(SPECS["fused_linear_cross_entropy"], Sample("chosen-tile", args), "cuda", x)
+
+
 def test_cross_entropy_same_bits_from_every_launch():
     """A piece of the ring that the next one overtakes shows once in 500000 rows, and in no norm."""
     n_rows, n_cols = 3000, 300 * 1024 // 2

@@ -9,3 +9,5 @@ extern "C" LIGER_API const char *liger_cuda_error_string(liger_status status) {
   default: return LIGER_RT(GetErrorString)((LIGER_RT(Error_t))status);
   }
 }
+
+extern "C" LIGER_API int liger_cuda_arch(void) { return gpu_arch(); }

@@ -238,4 +238,18 @@ static inline int gpu_multiprocessors(void) {
 #endif
   return n > 0 ? n : 1;
 }
+
+/* 10 x the compute capability of the current device; 0: unknown, or HIP. */
+static inline int gpu_arch(void) {
+#if LIGER_HIP
+  return 0;
+#else
+  int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
+    return 0;
+  return 10 * major + minor;
+#endif
+}
 #endif

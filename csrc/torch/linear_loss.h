@@ -17,7 +17,7 @@
 // earlier pass kept (all in one block) are adopted: logits() then makes no product, and the row kernel reads
 // block.source instead. Or they are given as the block's buffer: dlogits are written over them.
 //
-// Products are torch's own, called below the dispatcher. Nothing that nobody asked for is computed or
+// Products are torch's own, called below the dispatcher, or cuBLAS' with a tile of our choice (chosen_product.h). Nothing that nobody asked for is computed or
 // allocated. The first block writes dW, later ones add to it in the plan's accumulator type: no buffer is
 // filled with zeros first.
 #pragma once
@@ -56,9 +56,15 @@ inline Tensor view(const Tensor &t, int64_t n_rows, int64_t n_cols, int64_t row_
   return Tensor(h);
 }
 inline void mm(const Tensor &out, const Tensor &a, const Tensor &b) {
+#if LIGER_GPU
+  if (chosen_product(out, a, b, false)) return;
+#endif
   TORCH_ERROR_CODE_CHECK(LIGER_MM(mm_out)(out.get(), a.get(), b.get()));
 }
 inline void addmm(const Tensor &out, const Tensor &self, const Tensor &a, const Tensor &b) {
+#if LIGER_GPU
+  if (self.get() == out.get() && chosen_product(out, a, b, true)) return;
+#endif
   TORCH_ERROR_CODE_CHECK(LIGER_MM(addmm_out)(out.get(), self.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
@@ -219,8 +225,7 @@ struct LinearLoss {
                    d_t = view(part.logits, part.n_cols, n_rows, 1, part.n_cols, 0);
       if (w_dtype == compute) {
         mm(rows, d_t, x_block);
-      } else if (!(w_dtype == LIGER_F32 &&
-                   into_f32(rows, part.ptr, x_block, n_rows, part.n_cols, true, false))) {
+      } else if (!(w_dtype == LIGER_F32 && into_f32(rows, d_t, x_block, n_rows, part.n_cols, true, false))) {
         const Tensor product = matrix(true, part.n_cols, hidden_size, compute);
         mm(product, d_t, x_block);
         convert(ptr(rows), w_dtype, ptr(product), compute, part.n_cols, hidden_size, hidden_size, false);
@@ -234,7 +239,7 @@ struct LinearLoss {
       if (first_come) mm(dx_sum, part.logits, w_part);
       else addmm(dx_sum, dx_sum, part.logits, w_part);
     } else if (!(sum_dtype == LIGER_F32 &&
-                 into_f32(dx_sum, part.ptr, w_part, n_rows, part.n_cols, false, !first_come))) {
+                 into_f32(dx_sum, part.logits, w_part, n_rows, part.n_cols, false, !first_come))) {
       // some rows at a time, rounded once, then added: a small scratch instead of one of dX's size
       const int64_t slice = slice_of(n_rows);
       const Tensor scratch = matrix(true, slice, hidden_size, compute);
@@ -288,15 +293,17 @@ private:
     return copy;
   }
 
-  // C (fp32) = [C +] D right or D^T right, D (d_rows, d_cols) dense; false: not possible here, nothing was done
-  bool into_f32(const Tensor &C, const void *D, const Tensor &right, int64_t d_rows, int64_t d_cols,
+  // C (fp32) = [C +] left right; left is D (d_rows, d_cols), dense, or D^T; false: not possible here, nothing
+  // was done
+  bool into_f32(const Tensor &C, const Tensor &left, const Tensor &right, int64_t d_rows, int64_t d_cols,
                 bool transpose, bool add) const {
 #if LIGER_GPU
     if (dtype_size(compute) == 2)
-      return gemm_into_f32(op, (float *)ptr(C), D, Arg(right, "operand"), compute, d_rows, d_cols,
+      return chosen_product(C, left, right, add) ||
+             gemm_into_f32(op, (float *)ptr(C), ptr(left), Arg(right, "operand"), compute, d_rows, d_cols,
                            hidden_size, transpose, add);
 #endif
-    (void)C, (void)D, (void)right, (void)d_rows, (void)d_cols, (void)transpose, (void)add;
+    (void)C, (void)left, (void)right, (void)d_rows, (void)d_cols, (void)transpose, (void)add;
     return false;
   }
 
@@ -314,7 +321,7 @@ private:
       else addmm(accumulator, accumulator, d_t, x_block);
       return;
     }
-    if (into_f32(accumulator, block.ptr, x_block, block.n_rows, vocab_size, true, !first)) return;
+    if (into_f32(accumulator, d_t, x_block, block.n_rows, vocab_size, true, !first)) return;
     if (plan.widen_block) {
       const Tensor d = matrix(true, block.n_rows, vocab_size, LIGER_F32),
                    xs = matrix(true, block.n_rows, hidden_size, LIGER_F32);

@@ -3,14 +3,7 @@
 // Found at run time and never linked: its SONAME differs between CUDA 12 and 13. Where the symbol is absent
 // (HIP) the caller has a way without it.
 #pragma once
-#include <dlfcn.h>
-
-#include "liger_torch.h"
-
-// shim.h hides this behind USE_CUDA. Weak: a torch built for HIP may be without it, and our library must load
-// there too.
-extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError
-torch_get_current_cuda_blas_handle(void **handle);
+#include "chosen_product.h"
 
 namespace liger {
 // C (n, hidden_size) fp32 = [C +] D X, or D^T X where `transpose`, with D (d_rows, d_cols) dense and X
