@@ -68,37 +68,54 @@ def test_logits_take_no_more_than_the_budget(grad, mib):
     assert mib == 16 or int(done.stdout) >= 240 * 2**20
 
 
+def forward_keeping(monkeypatch, keep):
+    """Every forward pass with `keep` in place of its own decision; returns the list of what it decided."""
+    seen, real = [], op_module._fwd
+
+    def fwd(*args):
+        seen.append(args[13:15])  # statistics, logits
+        return real(*args[:14], args[14] if keep is None else keep, *args[15:])
+
+    monkeypatch.setattr(op_module, "_fwd", fwd)
+    return seen
+
+
+@pytest.mark.parametrize("rows", (50, 20, 1), ids=lambda rows: f"{rows}_rows_fit")
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_kept_logits_give_what_recomputed_ones_give(dtype, device, monkeypatch):
+def test_kept_logits_give_what_recomputed_ones_give(dtype, rows, device, monkeypatch):
+    """All of them, or those of the last block: 10 of 50 rows, or a single one."""
     n, v = 50, 70
     x, w, ids = draw(n, 24, v, dtype, device)
     ids[3] = -100
     size = n * v * dtype.itemsize
     assert op_module.keeps_logits(n, v, dtype, size) and not op_module.keeps_logits(n, v, dtype, size - 1)
     options = dict(extra_ids=torch.tensor([3, 5, 3], device=device), softcap=5.0, **ALL)
-    kept, d_kept = step(x, w, ids, memory_budget=size, **options)
-    monkeypatch.setattr(op_module, "keeps_logits", lambda *_: False)
-    again, d_again = step(x, w, ids, memory_budget=size, **options)
+    options["memory_budget"] = rows * v * dtype.itemsize
+    kept, d_kept = step(x, w, ids, **options)
+    forward_keeping(monkeypatch, False)
+    again, d_again = step(x, w, ids, **options)
     for a, b in zip((*floats(kept), *d_kept), (*floats(again), *d_again)):
         assert torch.equal(a, b)
 
 
 def test_logits_are_kept_only_where_a_backward_can_come(monkeypatch):
-    seen, real = [], op_module._fwd
-    monkeypatch.setattr(op_module, "_fwd", lambda *args: (seen.append(args[13:15]), real(*args))[1])
+    seen = forward_keeping(monkeypatch, None)
     x, w, ids = draw()
-    liger_linear_logprob(x, w, ids)
-    liger_linear_logprob(x, w, ids, memory_budget=50 * 70 * 4 - 1)
+    for budget in (None, 20 * 70 * 4):
+        node = liger_linear_logprob(x, w, ids, memory_budget=budget).logprob.grad_fn
+        node = node.next_functions[0][0] if "View" in node.name() else node
+        assert node.saved_tensors[6].shape == (50 if budget is None else 17, 70)
     with torch.no_grad():
         assert not liger_linear_logprob(x, w, ids).logprob.requires_grad
     liger_linear_logprob(x.detach(), w.detach(), ids)
-    assert seen == [(True, True), (True, False), (False, False), (False, False)]  # statistics, logits
+    assert seen == [(True, True), (True, True), (False, False), (False, False)]
 
 
-def test_every_backward_over_kept_logits_gives_the_same(device):
+@pytest.mark.parametrize("budget", (None, 20 * 70 * 4))
+def test_every_backward_over_kept_logits_gives_the_same(budget, device):
     """The first writes over them, the others compute them again in their memory; a copy is never needed."""
     x, w, ids = draw(device=device)
-    out = liger_linear_logprob(x, w, ids, softcap=5.0, **ALL)
+    out = liger_linear_logprob(x, w, ids, softcap=5.0, memory_budget=budget, **ALL)
     total = sum(t.sum() for t in floats(out))
     node = out.logprob.grad_fn
     node = node.next_functions[0][0] if "View" in node.name() else node
@@ -111,11 +128,12 @@ def test_every_backward_over_kept_logits_gives_the_same(device):
 
 
 @pytest.mark.slow
-def test_compiled_backward_leaves_kept_logits_alone(device):
+@pytest.mark.parametrize("budget", (None, 20 * 70 * 4))
+def test_compiled_backward_leaves_kept_logits_alone(budget, device):
     x, w, ids = draw(device=device)
 
     def loss(x, w):
-        out = liger_linear_logprob(x, w, ids, return_entropy=True)
+        out = liger_linear_logprob(x, w, ids, return_entropy=True, memory_budget=budget)
         return (out.logprob + out.entropy).sum()
 
     want = torch.autograd.grad(loss(x, w), (x, w))

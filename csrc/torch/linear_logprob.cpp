@@ -118,8 +118,17 @@ void *at_row(const Tensor &t, int64_t first, int64_t width, int64_t size) {
   return (char *)liger::ptr(t) + first * width * size;
 }
 
+#if !LIGER_GPU
+// Whether all logits are one block of the budget
+bool all_fit(const Call &c, int64_t budget) {
+  return liger::plan_of(c.op, c.x, c.w, c.compute, {false, false, false}, LIGER_ACCUM_AUTO, budget, 1,
+                        LIGER_TOKEN_BLOCKS)
+             .n_blocks <= 1;
+}
+#endif
+
 // logprob, lse, entropy, mean_logit, argmax, extra, stats, logits; (0,) where not wanted. stats: for the
-// backward pass; logits: all of them where `keep` (the plan must have one block).
+// backward pass; logits: those of the last block where `keep`, in a buffer of the plan's block_rows.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_logprob_fwd(
     const Tensor &hidden, const Tensor &weight, const Tensor &ids, const std::optional<Tensor> &bias,
     const std::optional<Tensor> &extra_ids, double logit_scale, double softcap, double temperature,
@@ -129,11 +138,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
                {logit_scale, softcap, temperature, ignore_index, compute_dtype, memory_budget});
 #if !LIGER_GPU
   const liger::LiveRows live(c.ids, ignore_index);
-  if (!keep && live.few()) { /* all of them valid now, so this ends here */
+  if (live.few() && !(keep && all_fit(c, memory_budget))) { /* all of them valid now, so this ends here */
     auto [live_logprob, live_lse, live_entropy, live_mean, live_argmax, live_extra, live_stats,
           none] = linear_logprob_fwd(live.gather(c.x), weight, live.gather(c.ids), bias,
                                      live.gather(extra_ids), logit_scale, softcap, temperature, ignore_index,
-                                     lse, entropy, mean_logit, argmax, stats, keep, compute_dtype,
+                                     lse, entropy, mean_logit, argmax, stats, false, compute_dtype,
                                      memory_budget);
     const auto put_back = [&](const Tensor &t, bool wanted) { return wanted ? live.scatter(t) : t; };
     return {put_back(live_logprob, true),    put_back(live_lse, lse),
@@ -148,9 +157,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
                out_stats = c.matrix(stats ? c.n_rows : 0, LIGER_LOGPROB_STATS, c.real),
                out_argmax = liger::empty_1d(argmax ? c.n_rows : 0, aoti_torch_dtype_int64(), c.x);
   liger::LinearLoss head = c.head({false, false, false}, memory_budget, scope);
-  if (keep && head.plan.n_blocks > 1)
-    liger::fail(c.op, "keep is true, but the logits take ", head.plan.n_blocks, " blocks of memory_budget ",
-                memory_budget);
   for (int64_t b = 0; b < head.plan.n_blocks; b++) {
     const liger::LogitsBlock block = head.logits(b);
     const int64_t size = c.real_size();
@@ -195,13 +201,13 @@ struct Incoming {
 
 // What backward does with the logits that the forward pass kept
 enum Kept {
-  BESIDE,   // dlogits have a buffer of their own, and the logits stay
+  BESIDE,   // dlogits have a buffer of their own, and the logits, which are all, stay
   OVER,     // dlogits are written over them
   OVERDONE, // an earlier backward has done so: they are computed again, in the same memory
 };
 
-// dhidden, dweight, dbias; (0,) where not wanted. stats, logits: of the forward pass; without logits they are
-// computed again, block by block.
+// dhidden, dweight, dbias; (0,) where not wanted. stats, logits: of the forward pass; those that it did not keep
+// are computed again, block by block.
 std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor &hidden, const Tensor &weight, const Tensor &ids, const std::optional<Tensor> &bias,
     const std::optional<Tensor> &extra_ids, const Tensor &stats_, const std::optional<Tensor> &logits,
@@ -244,13 +250,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   if (logits) {
     const Arg kept(*logits, "logits");
     if (kept.raw_dtype != liger::torch_dtype(c.compute) || !liger::is_dense(kept) ||
-        kept.numel() != c.n_rows * c.vocab_size || head.plan.n_blocks > 1)
+        kept.numel() != head.plan.block_rows * c.vocab_size || (kept_ == BESIDE && head.plan.n_blocks > 1))
       liger::fail(c.op, "logits has shape ", kept.shape(), ", expected what the forward pass kept: (",
-                  c.n_rows, ", ", c.vocab_size, ")");
+                  head.plan.block_rows, ", ", c.vocab_size, ")");
     if (kept_ != OVERDONE) head.adopt(*logits);
   }
   const int64_t size = c.real_size();
-  for (int64_t b = 0; b < head.plan.n_blocks; b++) {
+  for (int64_t b = head.plan.n_blocks; b-- > 0;) { // backwards: the last block's logits may be there still
     const liger::LogitsBlock block = head.logits(b);
     liger_linear_logprob_bwd_args a{};
     c.set_rows(a, block);

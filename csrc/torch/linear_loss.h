@@ -13,13 +13,14 @@
 //   for (b = 0; b < n_blocks; b++)  head.part_logits(b)       X W_b^T + bias_b; a row kernel takes its statistics
 //   for (b = n_blocks; b-- > 0;)    head.part_logits(b), a row kernel makes dlogits, head.part_gradients(part)
 //
-// A pass without gradients wants none of the three, and calls neither gradients() nor finish(). Logits that an
-// earlier pass kept (all in one block) are adopted: logits() then makes no product, and the row kernel reads
-// block.source instead. Or they are given as the block's buffer: dlogits are written over them.
+// A pass without gradients wants none of the three, and calls neither gradients() nor finish(). The last block's
+// logits that it kept are adopted by the pass with gradients, which goes backwards: logits() makes no product for
+// that block, and the row kernel reads block.source instead. Or they are given as the blocks' buffer: dlogits are
+// written over them.
 //
 // Products are torch's own, called below the dispatcher, or cuBLAS' with a tile of our choice (chosen_product.h). Nothing that nobody asked for is computed or
-// allocated. The first block writes dW, later ones add to it in the plan's accumulator type: no buffer is
-// filled with zeros first.
+// allocated. The block that comes first writes dW, later ones add to it in the plan's accumulator type: no buffer
+// is filled with zeros first.
 #pragma once
 #include "liger_torch.h"
 
@@ -140,7 +141,7 @@ struct LinearLoss {
     w_col = same ? w.strides[1] : 1;
     weight_t = view(weight, hidden_size, vocab_size, w_col, w_row, 0);
     if (bias) bias_in = in_compute_dtype(*bias, bias_dtype = check_float(op, *bias));
-    if (by_vocabulary()) x_block = in_compute_dtype(x, x_dtype);
+    if (by_vocabulary()) x_block = left_operand(x.tensor);
     if (by_vocabulary() && want.dx)
       dx_sum = plan.accum_bytes ? matrix(true, n_rows, hidden_size, real()) : dx;
     if (want.dw && !by_vocabulary() && plan.accum_dtype != w_dtype && plan.n_blocks)
@@ -151,8 +152,9 @@ struct LinearLoss {
 
   bool by_vocabulary() const { return plan.loop_order == LIGER_VOCAB_BLOCKS; }
 
-  // all logits in the buffer, for a later pass to adopt; only where the plan has one block
+  // the buffer, in which the logits of the last block are still, for a later pass to adopt
   Tensor kept() const { return buffer; }
+  int64_t last_block() const { return (plan.n_blocks - 1) * plan.block_rows; } // its first row
   void adopt(const Tensor &logits) { adopted = logits; } // may be the given buffer itself
 
   LogitsBlock logits(int64_t b) {
@@ -163,13 +165,11 @@ struct LinearLoss {
   LogitsBlock logits(int64_t first, int64_t n) {
     LogitsBlock block{first, n, view(buffer, n, vocab_size, vocab_size, 1, 0), nullptr, nullptr};
     block.ptr = ptr(block.logits);
-    block.source = adopted ? ptr(*adopted) : block.ptr;
-    x_block = view(x.tensor, block.n_rows, hidden_size, x.strides[0], x.strides[1], first * x.strides[0]);
-    if (x_dtype != compute) {
-      const Arg part(x_block, "x");
-      x_block = in_compute_dtype(part, x_dtype);
-    }
-    if (adopted) return block;
+    const bool is_there = adopted && first == last_block();
+    block.source = is_there ? ptr(*adopted) : block.ptr;
+    x_block = left_operand(
+        view(x.tensor, block.n_rows, hidden_size, x.strides[0], x.strides[1], first * x.strides[0]));
+    if (is_there) return block;
     if (bias_in) addmm(block.logits, *bias_in, x_block, weight_t);
     else mm(block.logits, x_block, weight_t);
     return block;
@@ -188,7 +188,8 @@ struct LinearLoss {
       }
     }
     if (want.dw) add_weight_gradient(block);
-    if (want.dbias) add_bias_gradient(block.ptr, block.n_rows, 0, vocab_size, block.first != 0);
+    if (want.dbias) add_bias_gradient(block.ptr, block.n_rows, 0, vocab_size, begun);
+    begun = true;
   }
 
   void finish() {
@@ -260,6 +261,7 @@ private:
   liger_dtype bias_dtype = LIGER_F32;
   Tensor x_block, accumulator, dx_sum, bias_sum;
   int64_t w_row = 0, w_col = 0; // the strides of `weight`
+  bool begun = false;           // gradients have those of a block already
 
   liger_dtype real() const { return compute == LIGER_F64 ? LIGER_F64 : LIGER_F32; }
 
@@ -282,6 +284,14 @@ private:
     a.src_dtype = src_dtype;
     a.real_dtype = dst_dtype == LIGER_F64 || src_dtype == LIGER_F64 ? LIGER_F64 : LIGER_F32;
     launch(op, LIGER_FN(convert), a, scope, n_rows, n_cols);
+  }
+
+  // Rows of X as a product takes them. A dense copy too where oneDNN would read what lies between rows: its bf16
+  // products for AMX fill up k with it, and 0 times a NaN there is a NaN (torch 2.13).
+  Tensor left_operand(const Tensor &rows) const {
+    const Arg part(rows, "x");
+    if (x_dtype != compute) return in_compute_dtype(part, x_dtype);
+    return !LIGER_GPU && compute == LIGER_BF16 && hidden_size % 64 ? dense(part).tensor : rows;
   }
 
   // t itself where it has the products' dtype, else a dense copy
@@ -315,7 +325,7 @@ private:
 
   void add_weight_gradient(const LogitsBlock &block) {
     const Tensor d_t = view(block.logits, vocab_size, block.n_rows, 1, vocab_size, 0);
-    const bool first = block.first == 0;
+    const bool first = !begun;
     if (plan.accum_dtype == compute) {
       if (first) mm(accumulator, d_t, x_block);
       else addmm(accumulator, accumulator, d_t, x_block);

@@ -11,10 +11,13 @@
 
 with the logits one block at a time in one reused buffer, as in ops/linear_loss.py. Forward keeps m,
 sum e^(z-m) and sum p (z-m) of every row: 12 bytes. Backward computes a block's logits again, turns it in
-place into dlogits and multiplies: 8 n H V operations in all (a gradient made in forward takes 6).
-Logits that fit the budget are kept by forward instead (see `keeps_logits`), and backward writes its dlogits
-over them: 6 n H V operations, never more than the budget. On the CPU ignored rows take no part in the
-products, but where logits are kept. Reference and spec: _linear_logprob_spec.py.
+place into dlogits and multiplies: 8 n H V operations in all (a gradient made in forward takes 6). It goes
+backwards: forward keeps its buffer, in which the logits of the last block are still, and backward writes its
+dlogits over them, so that of b blocks (8 - 2 / b) n H V operations are left, 6 where the budget holds all
+logits. The buffer, at most the budget, lives from forward to backward, once for every call that waits for its
+backward. A compiled graph, in which nothing may be written over, keeps all logits or none (`keeps_logits`).
+On the CPU ignored rows take no part in the products, but where all logits are kept. Reference and spec:
+_linear_logprob_spec.py.
 """
 
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ import torch
 from ._labels import check_labels
 from ._linear_logprob_spec import SPEC_FIELDS
 from ._spec import OpSpec
-from .linear_loss import DTYPE_CODES, products_dtype_of, resolve_budget
+from .linear_loss import DTYPE_CODES, plan, products_dtype_of, resolve_budget
 
 # not `linear_logprob` itself: in the package that name is this module
 __all__ = ["LigerLinearLogprobFunction", "LinearLogprob"]
@@ -61,13 +64,15 @@ def _(
 ):
     n, real = hidden.shape[0], _real(compute_dtype)
     logits_dtype = next(dtype for dtype, code in DTYPE_CODES.items() if code == compute_dtype)
+    # a compiled graph keeps all logits or none, and its sizes may be symbols, which no plan takes
+    rows = n if torch.compiler.is_compiling() else _block_rows(hidden, weight, logits_dtype, memory_budget)
     return (
         hidden.new_empty((n,), dtype=real),
         *(hidden.new_empty((n,) if want else (0,), dtype=real) for want in (lse, entropy, mean_logit)),
         hidden.new_empty((n,) if argmax else (0,), dtype=torch.int64),
         hidden.new_empty((n, 0 if extra_ids is None else extra_ids.shape[1]), dtype=real),
         hidden.new_empty((n if stats else 0, _STATS), dtype=real),
-        hidden.new_empty((n, weight.shape[0]), dtype=logits_dtype) if keep else hidden.new_empty((0,)),
+        hidden.new_empty((rows, weight.shape[0]), dtype=logits_dtype) if keep else hidden.new_empty((0,)),
     )
 
 
@@ -108,6 +113,11 @@ def _(hidden, weight, ids, bias, extra_ids, stats, logits, spent, *rest):
     return _fake_bwd(hidden, weight, ids, bias, extra_ids, stats, logits, *rest)
 
 
+def _block_rows(hidden, weight, dtype, budget):
+    sizes = (*hidden.shape, weight.shape[0])
+    return plan(*sizes, dtype, memory_budget=budget, device=hidden.device, loop_order="token").block_rows
+
+
 @dataclass
 class LinearLogprob:
     """What `linear_logprob` returns: float32 (float64 for float64) but for argmax; None where not asked for.
@@ -125,12 +135,11 @@ class LinearLogprob:
 
 
 def keeps_logits(n_rows, vocab_size, dtype, budget):
-    """Whether forward keeps its logits for backward: they fit the budget.
+    """Whether forward keeps all its logits for backward: they fit the budget.
 
     Backward writes their gradient over them; a second backward computes them again in the same memory. A
     compiled graph, in which nothing may be written over, holds both at once: there twice their bytes must
-    fit. A graph then holds up to the budget until its backward has run; a loss called several times before
-    one backward holds as much for every call.
+    fit.
     """
     copies = 2 if torch.compiler.is_compiling() else 1
     return copies * n_rows * vocab_size * dtype.itemsize <= budget
@@ -145,7 +154,9 @@ def _run(hidden, weight, ids, bias, extra_ids, numbers, want, gradients, memory_
             "expected float32, bfloat16, float16 or float64"
         )
     budget = resolve_budget(memory_budget, weight.shape[0] * dtype.itemsize)
-    keep = gradients and keeps_logits(hidden.shape[0], weight.shape[0], dtype, budget)
+    keep = gradients and (
+        not torch.compiler.is_compiling() or keeps_logits(hidden.shape[0], weight.shape[0], dtype, budget)
+    )
     logprob, lse, entropy, mean_logit, argmax, extra, stats, logits = _fwd(
         hidden.detach(),
         weight.detach(),
@@ -161,6 +172,8 @@ def _run(hidden, weight, ids, bias, extra_ids, numbers, want, gradients, memory_
     outputs = (logprob, lse, entropy, argmax, mean_logit, extra)
     wanted = (True, *want, extra_ids is not None)
     outputs = tuple(o if w else None for o, w in zip(outputs, wanted))
+    # none in spite of keep: on a CPU, where most rows were ignored
+    keep = keep and logits.dim() == 2
     return outputs, (stats, logits if keep else None, DTYPE_CODES[dtype], budget)
 
 
@@ -211,8 +224,9 @@ class LigerLinearLogprobFunction(torch.autograd.Function):
             return (None, None, None, None, *rest)
         saved, last = (hidden, weight, ids, bias, extra_ids, stats), (*ctx.numbers, *needs, *ctx.plan)
         if logits is None or torch.compiler.is_compiling():
-            # logits that an uncompiled forward kept leave no room for their gradient
-            room = logits is not None and keeps_logits(*logits.shape, logits.dtype, ctx.plan[1])
+            # logits that an uncompiled forward kept are not all, or leave no room for their gradient
+            room = logits is not None and logits.shape[0] == hidden.shape[0]
+            room = room and keeps_logits(*logits.shape, logits.dtype, ctx.plan[1])
             gradients = _bwd(*saved, logits if room and not ctx.spent else None, *incoming, *last)
         else:
             gradients = _bwd_(*saved, logits, ctx.spent, *incoming, *last)

@@ -47,9 +47,23 @@ MUTANTS = [
     (
         "logprob_kept_logits_not_read",
         "csrc/torch/linear_loss.h",
-        "block.source = adopted ? ptr(*adopted) : block.ptr;",
+        "block.source = is_there ? ptr(*adopted) : block.ptr;",
         "block.source = block.ptr;",
         ["test/test_linear_logprob.py", "-k", "kept_logits_give"],
+    ),
+    (
+        "logprob_kept_logits_of_another_block",
+        "csrc/torch/linear_loss.h",
+        "adopted && first == last_block();",
+        "adopted && first == 0;",
+        ["test/test_linear_logprob.py", "-k", "kept_logits_give"],
+    ),
+    (
+        "engine_first_block_adds_to_nothing",
+        "csrc/torch/linear_loss.h",
+        "    const bool first = !begun;",
+        "    const bool first = block.first == 0;",
+        ["test/test_linear_logprob.py", "-k", "kept_logits_give or every_backward"],
     ),
     (
         "logprob_gradient_of_a_gradient",
