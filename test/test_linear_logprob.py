@@ -102,7 +102,8 @@ def test_logits_are_kept_only_where_a_backward_can_come(monkeypatch):
     seen = forward_keeping(monkeypatch, None)
     x, w, ids = draw()
     for budget in (None, 20 * 70 * 4):
-        node = liger_linear_logprob(x, w, ids, memory_budget=budget).logprob.grad_fn
+        out = liger_linear_logprob(x, w, ids, memory_budget=budget)
+        node = out.logprob.grad_fn
         node = node.next_functions[0][0] if "View" in node.name() else node
         assert node.saved_tensors[6].shape == (50 if budget is None else 17, 70)
     with torch.no_grad():

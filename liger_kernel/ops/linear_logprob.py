@@ -64,8 +64,9 @@ def _(
 ):
     n, real = hidden.shape[0], _real(compute_dtype)
     logits_dtype = next(dtype for dtype, code in DTYPE_CODES.items() if code == compute_dtype)
-    # a compiled graph keeps all logits or none, and its sizes may be symbols, which no plan takes
-    rows = n if torch.compiler.is_compiling() else _block_rows(hidden, weight, logits_dtype, memory_budget)
+    # sizes that are symbols are a compiled graph's, which keeps all logits or none; no plan takes them
+    symbols = any(isinstance(size, torch.SymInt) for size in (*hidden.shape, *weight.shape))
+    rows = n if symbols or not keep else _block_rows(hidden, weight, logits_dtype, memory_budget)
     return (
         hidden.new_empty((n,), dtype=real),
         *(hidden.new_empty((n,) if want else (0,), dtype=real) for want in (lse, entropy, mean_logit)),
