@@ -65,13 +65,13 @@ def test_changed_header_recompiles_its_users_alone(tree):
     (tree / "csrc/kernels/one.h").write_text(HEADER.format(23))
     again = build(tree)
     assert call(tree, "liger_one") == "23"
-    n_kernel_objects = 2 * len(again._cpu_levels())
+    n_kernel_objects = len(again._cpu_levels()) + 1  # float for each, double once
     assert again.cache.n_run == n_kernel_objects + 1  # and the link; not the glue
 
 
 def test_changed_flags_recompile(tree):
     first = build(tree)
-    assert build(tree, CC="gcc -DVARIANT").cache.n_run >= 2 * len(first._cpu_levels())
+    assert build(tree, CC="gcc -DVARIANT").cache.n_run > len(first._cpu_levels())
 
 
 def test_removed_source_leaves_the_library(tree):
