@@ -24,13 +24,15 @@ test: build
 test-cuda: build
 	$(PY) -m pytest -q test --device cuda $(ARGS)
 
-# TRL's own trainers with our losses and without, from the wheel, in environments of their own; make
-# test-downstream DOWNSTREAM=new runs one of the two
+# TRL's own trainers with our losses and without, from the wheel, in environments of their own; DeepSpeed, where the
+# environment has it; make test-downstream DOWNSTREAM=new runs one of the two
 DOWNSTREAM ?= old new
 test-downstream: wheel $(DOWNSTREAM:%=.venv-trl-%/ready)
 	for line in $(DOWNSTREAM); do \
 	  .venv-trl-$$line/bin/pip install -q --no-deps --force-reinstall dist/liger_kernel_c-*.whl && \
-	  .venv-trl-$$line/bin/python test/downstream/trl_trainers.py $(ARGS) || exit 1; done
+	  .venv-trl-$$line/bin/python test/downstream/trl_trainers.py $(ARGS) || exit 1; \
+	  if grep -q ^deepspeed test/downstream/pins-$$line.txt; then \
+	    .venv-trl-$$line/bin/python test/downstream/deepspeed_zero.py || exit 1; fi; done
 
 .venv-trl-%/ready: test/downstream/pins-%.txt
 	python3 -m venv .venv-trl-$*

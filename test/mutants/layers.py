@@ -174,4 +174,11 @@ MUTANTS = [
         "return not _ENV",
         ["test/test_functional.py"],
     ),
+    (
+        "head_loss_beside_its_hooks",
+        "liger_kernel/transformers/patching/leaf.py",
+        "            self.loss = output",
+        "            pass",
+        ["test/patching/test_head.py", "-k", "heads_hooks"],
+    ),
 ]

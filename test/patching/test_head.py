@@ -358,3 +358,40 @@ def test_accuracy_from_logits_of_an_all_ignored_batch_is_zero():
 
     share, predicted = token_metrics(torch.randn(2, 3, 5), True, True, torch.full((2, 3), -100))
     assert share == 0 and (predicted == -1).all()
+
+
+class _Recorded(torch.autograd.Function):
+    """Another tensor of the same value, whose backward says that it came: as DeepSpeed's hooks have it."""
+
+    @staticmethod
+    def forward(ctx, x, events):
+        ctx.events = events
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.events.append("backward of what the hook gave back")
+        return grad, None
+
+
+def test_loss_passes_through_the_heads_hooks(models):
+    """ZeRO-3 gathers the head's weight in the backward of what its hook gave back, before its gradient."""
+    reference, patched = models
+    events = []
+    hook = patched.lm_head.register_forward_hook(lambda _, args, out: _Recorded.apply(out, events))
+    weight = patched.lm_head.weight
+    weight.register_post_accumulate_grad_hook(lambda _: events.append("gradient of the weight"))
+    assert_same_step(step(patched, batch()), step(reference, batch()))
+    assert events == ["backward of what the hook gave back", "gradient of the weight"]
+    assert list(patched.lm_head._forward_hooks) == [hook.id]  # ours was there for the call alone
+
+
+def test_logits_beside_the_loss_are_left_to_hugging_face_under_zero_3(models, warnings_logged):
+    reference, patched = models
+    patched.lm_head.weight.ds_id = 0  # what DeepSpeed marks its shards with
+    call = batch() | {"skip_logits": False, "label_smoothing": 0.1}
+    with pytest.raises(ValueError, match="label_smoothing needs the fused head.*DeepSpeed ZeRO-3"):
+        patched(**call)
+    with torch.no_grad():
+        assert patched(**call).logits is not None
+    assert_same_step(step(patched, batch()), step(reference, batch()))

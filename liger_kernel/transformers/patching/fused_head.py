@@ -97,7 +97,7 @@ def fused_attributes(base, softcap=None):
                 options["final_logit_softcapping"] = getattr(self.config, softcap)
             request = Request(target, options, keep_logits=not skip_logits)
         return_dict = kwargs.pop("return_dict", None)
-        output = _call_with(request, [self, *leaves], original, self, kwargs)
+        output = _call_with(request, leaves, original, self, kwargs)
         if request is not None and request.loss is None:
             request, reason = None, request.refused or "its forward did not call the head"
         if reason is not None:
@@ -127,14 +127,18 @@ def fused_attributes(base, softcap=None):
     }
 
 
-def _call_with(request, modules, forward, model, kwargs):
+def _call_with(request, leaves, forward, model, kwargs):
     """Hugging Face's forward while the request lies on the model and its head."""
-    for module in modules:
+    for module in (model, *leaves):
         module._liger_request = request
+    # last of the head's hooks: DeepSpeed's gives back another tensor, in whose backward it gathers the weight
+    hooks = [] if torch.compiler.is_compiling() else [m.register_forward_hook(request.passed) for m in leaves]
     try:
         return forward(model, return_dict=True, **kwargs)
     finally:
-        for module in modules:
+        for hook in hooks:
+            hook.remove()
+        for module in (model, *leaves):
             module._liger_request = None
 
 

@@ -27,6 +27,8 @@ class Request:
         hidden_size = hidden_states.shape[-1]
         if type(weight) not in (nn.Parameter, torch.Tensor):
             self.refused = f"the head's weight is a {type(weight).__name__}, not a plain tensor"
+        elif self.keep_logits and hasattr(weight, "ds_id") and torch.is_grad_enabled():
+            self.refused = "DeepSpeed ZeRO-3 gathers the head's weight for the backward of its logits alone"
         elif self.labels.numel() * hidden_size != hidden_states.numel():
             self.refused = "the head sees another number of rows than there are labels (logits_to_keep)"
         else:
@@ -35,6 +37,11 @@ class Request:
             )
             result = loss_utils.unpack_cross_entropy_result(result)
             self.loss, _, self.token_accuracy, self.predicted_tokens = result
+
+    def passed(self, head, args, output):
+        """A forward hook: the loss is what comes out of the head's call, through the other hooks."""
+        if self.loss is not None and not self.keep_logits:
+            self.loss = output
 
     def hand_back(self, *args, **kwargs):
         return self.loss
