@@ -105,6 +105,18 @@ def difference(call, reference):
     return worst
 
 
+def in_float32(call, gradients):
+    """The call on the same values in float32, with the incoming gradients of another."""
+
+    def widen(t):
+        is_float = isinstance(t, torch.Tensor) and t.is_floating_point()
+        return t.detach().float().requires_grad_(t.requires_grad) if is_float else t
+
+    wide = Call(call.fn, {k: widen(v) for k, v in call.args.items()})
+    wide.gradients = [g.float() for g in gradients]
+    return wide
+
+
 def release():
     gc.collect()
     if torch.cuda.is_available():

@@ -74,6 +74,8 @@ def measure(fns, case, dtype, a, base):
         try:
             row["norms"] = cases.norms(call)
             off = cases.difference(call, reference) if reference and impl != "eager" else 0.0
+            if off > cases.CLOSE[dtype]:  # eager may be off: layer_norm's dW in bf16 on a CPU, 5 %
+                off = cases.difference(call, cases.in_float32(reference, call.gradients))
             if off > cases.CLOSE[dtype]:
                 raise ArithmeticError(f"{off:.2e} from eager, in norm; allowed {cases.CLOSE[dtype]:.0e}")
             calls[impl] = call

@@ -1,5 +1,6 @@
 """benchmark/: cases are what their descriptions say, and a run that stops goes on where it was."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_losses_of_hidden_states_are_measured_against_the_same_loss(name):
     ours, eager = (cases.Call(peers.way(i, spec, drawn), drawn) for i in ("liger", "eager"))
     assert cases.difference(ours, eager) < 1e-5
     assert ours.full()[1][0].abs().max() > 0
+
+
+def test_eagers_own_error_is_not_held_against_an_implementation():
+    """A sum in bf16 stops growing at 256; one that is right but for its rounding is close in float32."""
+    args = {"x": torch.ones(4096, 3, dtype=torch.bfloat16, requires_grad=True)}
+    rounded = cases.Call(lambda x: functools.reduce(torch.add, x.unbind()), args)
+    right = cases.Call(lambda x: x.float().sum(0).to(x.dtype), args)
+    assert cases.difference(right, rounded) > 0.9
+    assert cases.difference(right, cases.in_float32(rounded, right.gradients)) < 1e-2
 
 
 def test_cross_entropy_in_place_is_measured_on_fresh_logits():
