@@ -49,7 +49,7 @@ MUTANTS = [
         "csrc/torch/linear_loss.h",
         "block.source = is_there ? ptr(*adopted) : block.ptr;",
         "block.source = block.ptr;",
-        ["test/test_linear_logprob.py", "-k", "kept_logits_give"],
+        ["test/test_ops.py", "-k", "aot_eager and linear_logprob and fp32-fp32"],  # elsewhere they are one
     ),
     (
         "logprob_kept_logits_of_another_block",
@@ -63,7 +63,7 @@ MUTANTS = [
         "csrc/torch/linear_loss.h",
         "    const bool first = !begun;",
         "    const bool first = block.first == 0;",
-        ["test/test_linear_logprob.py", "-k", "kept_logits_give or every_backward"],
+        ops("linear_logprob", NUMBERS),
     ),
     (
         "logprob_gradient_of_a_gradient",
