@@ -3,8 +3,8 @@
  * Each kernels/<op>.c is compiled once per ISA level with REAL float and once, for the lowest level, with REAL
  * double: LIGER_ISA is f_v2, f_v3, f_v4 or d_v2. A kernel is named LIGER_KERNEL(op) in the file and op_f_v3 and
  * so on in the object. LIGER_CPU_ENTRY emits the public function, in the base unit alone, which picks the level
- * of the machine and `double` for fp64 tensors, which are for checking gradients and have no need of speed. All arithmetic is in `real`; a row passes through small `real` buffers,
- * so that one body serves every dtype. */
+ * of the machine, and `double` for fp64 tensors, which are for checking gradients and have no need of speed. All
+ * arithmetic is in `real`; a row passes through small `real` buffers, so that one body serves every dtype. */
 #ifndef LIGER_PRIMITIVES_H
 #define LIGER_PRIMITIVES_H
 #include "../liger.h"

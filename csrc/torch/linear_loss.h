@@ -18,9 +18,9 @@
 // that block, and the row kernel reads block.source instead. Or they are given as the blocks' buffer: dlogits are
 // written over them.
 //
-// Products are torch's own, called below the dispatcher, or cuBLAS' with a tile of our choice (chosen_product.h). Nothing that nobody asked for is computed or
-// allocated. The block that comes first writes dW, later ones add to it in the plan's accumulator type: no buffer
-// is filled with zeros first.
+// Products are torch's own, called below the dispatcher, or cuBLAS' with a tile of our choice (chosen_product.h).
+// Nothing that nobody asked for is computed or allocated. The block that comes first writes dW, later ones add to it
+// in the plan's accumulator type: no buffer is filled with zeros first.
 #pragma once
 #include "liger_torch.h"
 
