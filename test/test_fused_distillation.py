@@ -208,7 +208,7 @@ def test_budget_does_not_change_the_result(budget, device):
 def test_a_block_meets_the_teachers_in_pieces(device):
     """A student's block is three of the teacher's where its products are the dearer ones."""
     # unit: rows of the teacher's logits at a time
-    unit, h, v = (64, 128, 1000) if device == "cpu" else (256, 4096, 4000)
+    unit, h, v = (64, 1024, 4000) if device == "cpu" else (256, 4096, 4000)
     x, w, tx, tw = draw(6 * unit + 16, h, v, 16, device)
     labels = torch.arange(len(x), device=device) % 7
     whole, cut = (
