@@ -262,8 +262,10 @@ def test_sharded_weight_is_named(models, shape):
 def test_head_called_twice_in_one_forward():
     """The first call is the loss's; another (a draft head's, say) gets logits."""
     head, hidden = leaf.LigerHead(8, VOCAB), torch.randn(1, 4, 8)
-    head._liger_request = leaf.Request(torch.tensor([[1, 2, 3, 4]]), {}, keep_logits=False)
-    assert head(hidden).shape == () and head(hidden).shape == (1, 4, VOCAB)
+    head._liger_request = request = leaf.Request(torch.tensor([[1, 2, 3, 4]]), {}, keep_logits=False)
+    head.register_forward_hook(request.passed)
+    loss = head(hidden)
+    assert loss.shape == () and head(hidden).shape == (1, 4, VOCAB) and request.loss is loss
 
 
 def test_failure_inside_leaves_no_request(models):
@@ -386,7 +388,7 @@ def test_loss_passes_through_the_heads_hooks(models):
     assert list(patched.lm_head._forward_hooks) == [hook.id]  # ours was there for the call alone
 
 
-def test_logits_beside_the_loss_are_left_to_hugging_face_under_zero_3(models, warnings_logged):
+def test_logits_beside_the_loss_are_left_to_hugging_face_under_zero_3(models):
     reference, patched = models
     patched.lm_head.weight.ds_id = 0  # what DeepSpeed marks its shards with
     call = batch() | {"skip_logits": False, "label_smoothing": 0.1}

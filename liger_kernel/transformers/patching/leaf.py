@@ -40,7 +40,8 @@ class Request:
 
     def passed(self, head, args, output):
         """A forward hook: the loss is what comes out of the head's call, through the other hooks."""
-        if self.loss is not None and not self.keep_logits:
+        # logits, which are no scalar, are a later call's, or were asked for beside the loss
+        if self.loss is not None and output.shape == self.loss.shape:
             self.loss = output
 
     def hand_back(self, *args, **kwargs):
