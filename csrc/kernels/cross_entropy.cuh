@@ -96,6 +96,11 @@ __device__ __forceinline__ float ce_ratio(float a, float b) {
 }
 /* log(unit of m) - m */
 __device__ __forceinline__ float ce_log_unit(float m) { return -0.6931471805599453f * ce_lost(m); }
+/* log of the sum of e^(z - m) over n_cols elements. Of one it is 0, not the rounding that exponentials to base 2
+ * leave; a NaN goes on. */
+__device__ __forceinline__ float ce_log_sum(float m, float d, int64_t n_cols) {
+  return n_cols == 1 && d > 0.0f ? 0.0f : logf(d) + ce_log_unit(m);
+}
 /* e = e^z in units of m, for U vectors at once: one branch, which the exponentials of all of them share */
 template <int U, int N>
 __device__ __forceinline__ void ce_exp(float (&e)[U][N], const float (&z)[U][N], float m) {
@@ -289,8 +294,7 @@ __device__ __forceinline__ ce_gradient ce_finish(const ce_params &p, int64_t row
   const float ce_scale = p.stats[LIGER_CE_SCALE], z_scale = p.stats[LIGER_CE_Z_SCALE],
               w_sum = p.stats[LIGER_CE_W_SUM];
   const bool dead = s.d == 0.0f; /* nothing but -inf: no probabilities, no gradient */
-  /* of one class d is 1: its logarithm is 0, not the rounding that exponentials to base 2 leave. A NaN goes on. */
-  const float log_d = p.n_cols == 1 && s.d > 0.0f ? 0.0f : logf(s.d) + ce_log_unit(s.m);
+  const float log_d = ce_log_sum(s.m, s.d, p.n_cols);
   const float lse = s.m + log_d, each = p.smoothing / (float)p.n_cols;
   const float log_p = dead || t.z == -INFINITY ? -INFINITY : (t.z - s.m) - log_d;
   const float hard = (1.0f - p.smoothing) * t.w, scaling = p.token_scaling ? expf(log_p) : 1.0f;

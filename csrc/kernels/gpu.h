@@ -84,6 +84,22 @@ template <typename T> static __device__ __forceinline__ T gpu_shfl_xor(T v, int 
 #endif
 }
 
+/* Whether `v` holds in every lane; the first lane's value, which the compiler then knows to be the whole warp's */
+static __device__ __forceinline__ bool gpu_warp_all(bool v) {
+#if LIGER_HIP
+  return __all(v);
+#else
+  return __all_sync(0xffffffffu, v);
+#endif
+}
+static __device__ __forceinline__ int gpu_warp_first(int v) {
+#if LIGER_HIP
+  return __shfl(v, 0, GPU_LANES);
+#else
+  return __shfl_sync(0xffffffffu, v, 0);
+#endif
+}
+
 /* Every lane of the warp has come here, and sees what the others have written. */
 static __device__ __forceinline__ void gpu_warp_sync(void) {
 #if LIGER_HIP

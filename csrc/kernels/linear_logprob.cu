@@ -203,8 +203,7 @@ __global__ void __launch_bounds__(1024, 1) linear_logprob_fwd_block_kernel(const
                  [&](const auto &x, int64_t col, int64_t step) { lp_push<FULL>(s, p.map, x, col, step); });
   s = ce_block_merge(s, scratch);
   const bool dead = s.d == 0.0f; /* nothing but -inf */
-  /* of one class d is 1: its logarithm is 0, not the rounding that exponentials to base 2 leave */
-  const float log_d = p.n_cols == 1 && s.d > 0.0f ? 0.0f : logf(s.d) + ce_log_unit(s.m);
+  const float log_d = ce_log_sum(s.m, s.d, p.n_cols);
   const auto logprob_of = [&](int64_t id) { /* a single element, read again */
                                             float z[1];
                                             lp_load<FULL>(z, load_vec<T, 1>(X + id), p.map);

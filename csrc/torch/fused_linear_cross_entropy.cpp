@@ -1,13 +1,32 @@
 // Glue of fused_linear_cross_entropy: schema, checks, and the engine's loop with the cross entropy row kernel
 // in it.
 #include "cross_entropy_torch.h"
-#include "linear_loss.h"
+#include "linear_stats.h"
 #include "live_rows.h"
 
 using liger::Arg;
 using torch::stable::Tensor;
 
 namespace {
+// The loss of every row from statistics that its logits never left registers for; false: not here.
+bool without_logits(const char *op, const Arg &x, const Arg &w, const std::optional<Arg> &bias,
+                    const liger::CrossEntropy &ce, const liger_cross_entropy_args &all, int64_t memory_budget,
+                    const liger::Scope &scope) {
+  enum { M = 0, D = 1, Z_Y = LIGER_CE_STATE - 1 }; // of a plain state
+  if (all.label_smoothing != 0 || all.softcap != 0 || all.accuracy || all.predicted) return false;
+  const int64_t sizes[2] = {x.sizes[0], LIGER_CE_STATE};
+  const Tensor state = liger::empty(sizes, 2, ce.real, x);
+  auto *const p = (float *)liger::ptr(state);
+  if (!liger::linear_stats(op, x, w, bias, ce.target, x.sizes[0], ce.x_dtype, 1.0, all.ignore_index,
+                           memory_budget, {p + M, p + D, p + Z_Y, LIGER_CE_STATE}, scope))
+    return false;
+  liger_cross_entropy_part_args a{};
+  a.rows = all;
+  a.state = p;
+  liger::launch(op, LIGER_FN(cross_entropy_part_finish), a, scope, x.sizes[0], 64);
+  return true;
+}
+
 // Statistics part by part of the vocabulary, then the outputs, then the gradients from the last part to the first.
 void by_vocabulary(const char *op, liger::LinearLoss &head, const liger::CrossEntropy &ce,
                    const liger_cross_entropy_args &all, bool any_gradient, const liger::Scope &scope) {
@@ -111,6 +130,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_linear_
     a.token_scaling = token_scaling;
     return a;
   }();
+  if (!needs_dx && !needs_dw && !(needs_dbias && bias) && loop_order == LIGER_ORDER_AUTO &&
+      without_logits(op, x, w, bias, ce, all, memory_budget, scope)) {
+    const Tensor none = liger::empty_1d(0, x.raw_dtype, x);
+    auto [loss, z, acc, pred] = ce.reduce(rows, want, stats, scope);
+    return {loss, z, acc, pred, none, none, none};
+  }
   liger::LinearLoss head(op, x, w, bias, compute, {needs_dx, needs_dw, needs_dbias && bias}, (int)accum_dtype,
                          memory_budget, chunk_mem_const, scope, std::nullopt, (int)loop_order);
   const bool any_gradient = head.want.dx || head.want.dw || head.want.dbias;

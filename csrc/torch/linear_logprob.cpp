@@ -1,5 +1,5 @@
 // Glue of linear_logprob: schema, checks, and the engine's loop, once without gradients and once with them.
-#include "linear_loss.h"
+#include "linear_stats.h"
 #include "live_rows.h"
 
 using liger::Arg;
@@ -156,23 +156,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
                out_mean = c.vector(mean_logit), out_extra = c.matrix(c.n_rows, c.n_extra, c.real),
                out_stats = c.matrix(stats ? c.n_rows : 0, LIGER_LOGPROB_STATS, c.real),
                out_argmax = liger::empty_1d(argmax ? c.n_rows : 0, aoti_torch_dtype_int64(), c.x);
-  liger::LinearLoss head = c.head({false, false, false}, memory_budget, scope);
-  for (int64_t b = 0; b < head.plan.n_blocks; b++) {
-    const liger::LogitsBlock block = head.logits(b);
-    const int64_t size = c.real_size();
-    liger_linear_logprob_fwd_args a{};
-    c.set_rows(a, block);
-    a.logprob = at_row(out_logprob, block.first, 1, size);
-    a.lse = lse ? at_row(out_lse, block.first, 1, size) : nullptr;
-    a.entropy = entropy ? at_row(out_entropy, block.first, 1, size) : nullptr;
-    a.mean_logit = mean_logit ? at_row(out_mean, block.first, 1, size) : nullptr;
-    a.argmax = argmax ? (int64_t *)at_row(out_argmax, block.first, 1, 8) : nullptr;
-    a.extra = at_row(out_extra, block.first, c.n_extra, size);
-    a.stats = stats ? at_row(out_stats, block.first, LIGER_LOGPROB_STATS, size) : nullptr;
-    liger::launch(c.op, LIGER_FN(linear_logprob_fwd), a, scope, block.n_rows, head.vocab_size);
+  const auto plan = liger::plan_of(c.op, c.x, c.w, c.compute, {false, false, false}, LIGER_ACCUM_AUTO,
+                                   memory_budget, 1, LIGER_TOKEN_BLOCKS);
+  int64_t b = 0; // blocks before this one are done
+  if (!(softcap != 0 || entropy || mean_logit || argmax || c.n_extra)) {
+    const int64_t n_blocks = keep ? plan.n_blocks - 1 : plan.n_blocks; // the last block's logits are wanted
+    const int64_t rows = keep ? n_blocks * plan.block_rows : c.n_rows;
+    const Tensor state = c.matrix(stats ? 0 : rows, LIGER_LOGPROB_STATS, c.real);
+    auto *const p = (float *)liger::ptr(stats ? out_stats : state);
+    if (liger::linear_stats(c.op, c.x, c.w, c.bias, c.ids, rows, c.compute, logit_scale / temperature,
+                            ignore_index, memory_budget,
+                            {p, p + 1, p + 2, LIGER_LOGPROB_STATS, (float *)liger::ptr(out_logprob),
+                             lse ? (float *)liger::ptr(out_lse) : nullptr},
+                            scope))
+      b = n_blocks;
   }
-  return {out_logprob, out_lse,   out_entropy, out_mean,
-          out_argmax,  out_extra, out_stats,   keep ? head.kept() : liger::empty_1d(0, c.x.raw_dtype, c.x)};
+  Tensor kept = liger::empty_1d(0, c.x.raw_dtype, c.x);
+  if (b < plan.n_blocks || keep) {
+    liger::LinearLoss head = c.head({false, false, false}, memory_budget, scope);
+    for (; b < plan.n_blocks; b++) {
+      const liger::LogitsBlock block = head.logits(b);
+      const int64_t size = c.real_size();
+      liger_linear_logprob_fwd_args a{};
+      c.set_rows(a, block);
+      a.logprob = at_row(out_logprob, block.first, 1, size);
+      a.lse = lse ? at_row(out_lse, block.first, 1, size) : nullptr;
+      a.entropy = entropy ? at_row(out_entropy, block.first, 1, size) : nullptr;
+      a.mean_logit = mean_logit ? at_row(out_mean, block.first, 1, size) : nullptr;
+      a.argmax = argmax ? (int64_t *)at_row(out_argmax, block.first, 1, 8) : nullptr;
+      a.extra = at_row(out_extra, block.first, c.n_extra, size);
+      a.stats = stats ? at_row(out_stats, block.first, LIGER_LOGPROB_STATS, size) : nullptr;
+      liger::launch(c.op, LIGER_FN(linear_logprob_fwd), a, scope, block.n_rows, head.vocab_size);
+    }
+    if (keep) kept = head.kept();
+  }
+  return {out_logprob, out_lse, out_entropy, out_mean, out_argmax, out_extra, out_stats, kept};
 }
 
 // An incoming gradient of one output: `width` values a row, any row stride

@@ -79,6 +79,7 @@ def _sample(shape, h, v, bias=False, ignored=0.0, extra=None, x_grad=True, w_gra
 _base = _sample((9,), 16, 45, True, 0.3, (9, 5), **_MOST)
 _few = _sample((29,), 16, 5)
 _cut = 3 * 45 * 8  # a budget of three rows of 45 logits in float64, six in float32, twelve in 16 bits
+_tile = 240 * 260 * 2  # 240 rows of 260 logits in 16 bits
 _terms = dict(temperature=0.7, logit_scale=1.5, softcap=3.0)
 
 
@@ -121,6 +122,9 @@ SPEC_FIELDS = dict(
     ref=linear_logprob_ref,
     samples=(
         _base,
+        # tiles of 256 rows and columns on Hopper, where the last block's logits are kept and where nothing is
+        _sample((700,), 72, 260, True, 0.3, scale=0.1, return_lse=True, temperature=0.7, memory_budget=_tile),
+        _sample((500,), 136, 517, scale=0.1),
         _sample((2, 5), 16, 45, True, 0.3, (7,), **_MOST),
         *(
             _sample(shape, h, v, extra=(3,), **_MOST)
