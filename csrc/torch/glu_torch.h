@@ -62,28 +62,52 @@ Tensor glu_fwd(const char *op, Fn fn, const Tensor &a_, const Tensor &b_, const 
   return c;
 }
 
+// The gradients into memory of a's and b's sizes, dense: new, or that of a and b themselves.
 template <class Fn>
-std::tuple<Tensor, Tensor> glu_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &a_,
-                                   const Tensor &b_, const GluOptions &options) {
-  const Arg a(a_, "a"), b(b_, "b"), dc(dc_, "dc");
-  check_glu(op, a, b);
+void glu_bwd_into(const char *op, Fn fn, void *da, void *db, const Tensor &dc_, const Arg &a, const Arg &b,
+                  const GluOptions &options) {
+  const Arg dc(dc_, "dc");
   check_device(op, dc, a);
   check_dc(op, dc, promoted(a, b));
   check_same_shape(op, dc, a);
   const Scope scope(a);
   const Rows ra = rows(a), rb = rows(b), rdc = rows(dc);
-  const Tensor da = empty_like(a), db = empty_like(b);
   liger_glu_bwd_args args{};
   fill_glu(op, args, ra, rb, is_flat(ra) && is_flat(rb) && is_flat(rdc), check_float(op, a),
            check_float(op, b), options);
-  args.dA = ptr(da);
-  args.dB = ptr(db);
+  args.dA = da;
+  args.dB = db;
   args.dC = rdc.ptr;
   args.dA_row_stride = args.dB_row_stride = args.n_cols;
   args.dC_row_stride = rdc.row_stride;
   args.c_dtype = check_float(op, dc);
   launch_tiles(op, fn, args, scope);
+}
+
+template <class Fn>
+std::tuple<Tensor, Tensor> glu_bwd(const char *op, Fn fn, const Tensor &dc, const Tensor &a_,
+                                   const Tensor &b_, const GluOptions &options) {
+  const Arg a(a_, "a"), b(b_, "b");
+  check_glu(op, a, b);
+  const Tensor da = empty_like(a), db = empty_like(b);
+  glu_bwd_into(op, fn, ptr(da), ptr(db), dc, a, b, options);
   return {da, db};
+}
+
+// What is written over must be dense: rows() would hand the kernel a copy.
+inline void check_overwritten(const char *op, const Arg &a) {
+  if (!is_dense(a)) fail(op, a.name, " is not contiguous, expected a dense tensor: it is written over");
+}
+
+// The same, over a and b, which must not overlap.
+template <class Fn>
+void glu_bwd_over(const char *op, Fn fn, const Tensor &dc, const Tensor &a_, const Tensor &b_,
+                  const GluOptions &options) {
+  const Arg a(a_, "a"), b(b_, "b");
+  check_glu(op, a, b);
+  check_overwritten(op, a);
+  check_overwritten(op, b);
+  glu_bwd_into(op, fn, a.ptr, b.ptr, dc, a, b, options);
 }
 
 // ---- gate and up as the halves of one tensor --------------------------------------------------------------
@@ -120,10 +144,11 @@ Tensor glu_gate_up_fwd(const char *op, Fn fn, const Tensor &y_, const GluOptions
   return c;
 }
 
+// The gradient into dense memory of y's size: new, or y's own.
 template <class Fn>
-Tensor glu_gate_up_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &y_,
-                       const GluOptions &options) {
-  const Arg y(y_, "y"), dc(dc_, "dc");
+void glu_gate_up_bwd_into(const char *op, Fn fn, void *dy, const Tensor &dc_, const Arg &y,
+                          const GluOptions &options) {
+  const Arg dc(dc_, "dc");
   check_device(op, dc, y);
   const liger_dtype dtype = check_gate_up(op, y);
   check_dc(op, dc, y.raw_dtype);
@@ -132,10 +157,9 @@ Tensor glu_gate_up_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &y
   if (!fits)
     fail(op, "dc has shape ", dc.shape(), ", expected that of y, ", y.shape(), ", with half the last size");
   const Scope scope(y);
-  const auto [gate, up] = halves(rows(y), y.raw_dtype);
-  const Rows rdc = rows(dc);
-  const Tensor dy = empty_like(y);
-  const auto [dgate, dup] = halves(rows(Arg(dy, "dy")), y.raw_dtype);
+  const Rows ry = rows(y), rdc = rows(dc);
+  const auto [gate, up] = halves(ry, y.raw_dtype);
+  const auto [dgate, dup] = halves({y.tensor, dy, ry.n_rows, ry.n_cols, ry.n_cols}, y.raw_dtype);
   liger_glu_bwd_args args{};
   fill_glu(op, args, gate, up, false, dtype, dtype, options);
   args.dA = dgate.ptr;
@@ -145,6 +169,20 @@ Tensor glu_gate_up_bwd(const char *op, Fn fn, const Tensor &dc_, const Tensor &y
   args.dC_row_stride = rdc.row_stride;
   args.c_dtype = dtype;
   launch_tiles(op, fn, args, scope);
+}
+
+template <class Fn>
+Tensor glu_gate_up_bwd(const char *op, Fn fn, const Tensor &dc, const Tensor &y_, const GluOptions &options) {
+  const Arg y(y_, "y");
+  const Tensor dy = empty_like(y);
+  glu_gate_up_bwd_into(op, fn, ptr(dy), dc, y, options);
   return dy;
+}
+template <class Fn>
+void glu_gate_up_bwd_over(const char *op, Fn fn, const Tensor &dc, const Tensor &y_,
+                          const GluOptions &options) {
+  const Arg y(y_, "y");
+  check_overwritten(op, y);
+  glu_gate_up_bwd_into(op, fn, y.ptr, dc, y, options);
 }
 } // namespace liger

@@ -13,15 +13,17 @@ Source: arXiv:1606.08415, arXiv:2002.05202; GemmaMLP, GELUActivation, QuickGELUA
 
 import torch
 
-from . import _glu
+from . import _donate, _glu
 from ._spec import OpSpec
 
 __all__ = ["LigerGELUMulFunction", "geglu_forward", "geglu_backward"]
 
 _fwd = torch.ops.liger.geglu_fwd.default
 _bwd = torch.ops.liger.geglu_bwd.default
+_bwd_ = torch.ops.liger.geglu_bwd_.default
 torch.library.register_fake("liger::geglu_fwd", _glu.fake_fwd)
 torch.library.register_fake("liger::geglu_bwd", _glu.fake_bwd)
+torch.library.register_fake("liger::geglu_bwd_", _glu.fake_bwd_)
 _GELU = {"tanh": 0, "none": 1, "quick": 2}
 
 
@@ -30,9 +32,9 @@ class LigerGELUMulFunction(torch.autograd.Function):
 
     a, b: one shape, any strides, float32, bfloat16, float16 (float64 on the CPU); c has the dtype that torch
     promotes theirs to, each gradient its input's. approximate: "tanh", "none" (the exact gelu, as torch names
-    it) or "quick". Computed in fp32 and rounded once. Only a and b are saved, and nothing is written over
-    them. Raises RuntimeError for a wrong device, dtype or shape, naming the argument, ValueError for an
-    unknown `approximate`.
+    it) or "quick". Computed in fp32 and rounded once. Only a and b are saved; backward writes the gradients
+    over them where nobody can see it, else into new tensors (ops/_donate.py). Raises RuntimeError for a wrong
+    device, dtype or shape, naming the argument, ValueError for an unknown `approximate`.
     """
 
     @staticmethod
@@ -45,7 +47,7 @@ class LigerGELUMulFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dc):
-        da, db = _bwd(dc, *ctx.saved_tensors, ctx.gelu)
+        da, db = _donate.gradients(ctx, dc, _bwd, _bwd_, ctx.gelu)
         return (da, db, *(None,) * (len(ctx.needs_input_grad) - 2))
 
 
@@ -71,7 +73,8 @@ def _geglu(a, b, approximate="tanh"):
 
 def _raw(args):
     a, b, gelu = args["a"], args["b"], _GELU[args.get("approximate", "tanh")]
-    return [(_fwd, (a, b, gelu)), (_bwd, (_fwd(a, b, gelu), a, b, gelu))]
+    c = _fwd(a, b, gelu)
+    return [(_fwd, (a, b, gelu)), (_bwd, (c, a, b, gelu)), (_bwd_, (c, a.clone(), b.clone(), gelu))]
 
 
 _base, *_others = _glu.SAMPLES

@@ -9,7 +9,7 @@ Source: arXiv:2002.05202; LlamaMLP in transformers; the multipliers: FalconH1MLP
 
 import torch
 
-from . import _glu
+from . import _donate, _glu
 from ._spec import OpSpec
 from .swiglu_gate_up import (  # noqa: F401  upstream has them here
     LigerFusedGateUpSiLUMulFunction,
@@ -21,16 +21,18 @@ __all__ = ["LigerSiLUMulFunction", "swiglu_forward", "swiglu_backward"]
 
 _fwd = torch.ops.liger.swiglu_fwd.default
 _bwd = torch.ops.liger.swiglu_bwd.default
+_bwd_ = torch.ops.liger.swiglu_bwd_.default
 torch.library.register_fake("liger::swiglu_fwd", _glu.fake_fwd)
 torch.library.register_fake("liger::swiglu_bwd", _glu.fake_bwd)
+torch.library.register_fake("liger::swiglu_bwd_", _glu.fake_bwd_)
 
 
 class LigerSiLUMulFunction(torch.autograd.Function):
     """c = silu(gate_multiplier * a) * b * down_multiplier, differentiable in a and b.
 
     a, b: one shape, any strides, float32, bfloat16, float16 (float64 on the CPU); c has the dtype that torch
-    promotes theirs to, each gradient its input's. Computed in fp32 and rounded once. Only a and b are saved,
-    and nothing is written over them.
+    promotes theirs to, each gradient its input's. Computed in fp32 and rounded once. Only a and b are saved;
+    backward writes the gradients over them where nobody can see it, else into new tensors (ops/_donate.py).
     Raises RuntimeError for a wrong device, dtype or shape, naming the argument.
     """
 
@@ -42,7 +44,7 @@ class LigerSiLUMulFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dc):
-        da, db = _bwd(dc, *ctx.saved_tensors, *ctx.multipliers)
+        da, db = _donate.gradients(ctx, dc, _bwd, _bwd_, *ctx.multipliers)
         return (da, db, *(None,) * (len(ctx.needs_input_grad) - 2))
 
 
@@ -66,7 +68,8 @@ def _swiglu(a, b, gate_multiplier=1.0, down_multiplier=1.0):
 
 def _raw(args):
     a, b, m = args["a"], args["b"], (args.get("gate_multiplier", 1.0), args.get("down_multiplier", 1.0))
-    return [(_fwd, (a, b, *m)), (_bwd, (_fwd(a, b, *m), a, b, *m))]
+    c = _fwd(a, b, *m)
+    return [(_fwd, (a, b, *m)), (_bwd, (c, a, b, *m)), (_bwd_, (c, a.clone(), b.clone(), *m))]
 
 
 _base = _glu.BASE

@@ -10,12 +10,14 @@ Source: arXiv:2002.05202; Phi3MLP in transformers.
 
 import torch
 
+from . import _donate
 from ._spec import Case, OpSpec, Sample, T
 
 __all__ = ["LigerFusedGateUpSiLUMulFunction"]
 
 _fwd = torch.ops.liger.swiglu_gate_up_fwd.default
 _bwd = torch.ops.liger.swiglu_gate_up_bwd.default
+_bwd_ = torch.ops.liger.swiglu_gate_up_bwd_.default
 
 
 @torch.library.register_fake("liger::swiglu_gate_up_fwd")
@@ -28,13 +30,18 @@ def _(dc, y):
     return y.new_empty(y.shape)
 
 
+@torch.library.register_fake("liger::swiglu_gate_up_bwd_")
+def _(dc, y):
+    return None
+
+
 class LigerFusedGateUpSiLUMulFunction(torch.autograd.Function):
     """c = silu(gate) * up with (gate, up) = y.chunk(2, dim=-1), differentiable in y.
 
     y: (..., 2 I), any strides, float32, bfloat16, float16 (float64 on the CPU); c: (..., I) in its dtype.
-    Computed in fp32 and rounded once. Only y is saved. `in_place` is accepted for compatibility: nothing is
-    written over y. Raises ValueError for an odd last size, RuntimeError for a wrong device or dtype, naming
-    the argument.
+    Computed in fp32 and rounded once. Only y is saved; backward writes the gradient over it where nobody can
+    see it, else into a new tensor (ops/_donate.py), whatever `in_place` says. Raises ValueError for an odd
+    last size, RuntimeError for a wrong device or dtype, naming the argument.
     """
 
     @staticmethod
@@ -47,7 +54,8 @@ class LigerFusedGateUpSiLUMulFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dc):
-        return (_bwd(dc, *ctx.saved_tensors), *(None,) * (len(ctx.needs_input_grad) - 1))
+        (dy,) = _donate.gradients(ctx, dc, _bwd, _bwd_)
+        return (dy, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
 def swiglu_fused_gate_up_forward(y):
@@ -67,6 +75,12 @@ def swiglu_gate_up_ref(y):
 
 def _swiglu_gate_up(y):
     return LigerFusedGateUpSiLUMulFunction.apply(y)
+
+
+def _raw(args):
+    y = args["y"]
+    c = _fwd(y)
+    return [(_fwd, (y,)), (_bwd, (c, y)), (_bwd_, (c, y.clone()))]
 
 
 def _sample(*shape):
@@ -89,7 +103,7 @@ SPEC = OpSpec(
         _sample(2, 3, 5, 32),
         Sample("large", {"y": T((4, 514), scale=20.0)}),
     ),
-    raw=lambda args: [(_fwd, (args["y"],)), (_bwd, (_fwd(args["y"]), args["y"]))],
+    raw=_raw,
     errors=(
         (r"y has shape \(5, 47\), expected an even last size", {"y": T((5, 47))}),
         (r"y has dtype int64, expected float32", {"y": T((3, 5, 48), "index", grad=False, high=9)}),

@@ -74,6 +74,17 @@ static void run(int kind, int64_t rows, int64_t cols, int64_t pad, liger_dtype t
   close_to("dA", da, want_da, (t == LIGER_F32 || t == LIGER_F64 ? 8 : 4) + alone);
   close_to("dB", db, want_db, 4 + alone);
   expect(n == 0 || memcmp(db.p, only.p, (size_t)n * size_of(t)) == 0, "dB alone is not dB");
+  /* the gradients over A and B: the same bits */
+  w.dA = a.p;
+  w.dB = b.p;
+  w.dA_row_stride = w.dB_row_stride = stride;
+  expect(bwd(&w, 0, tiles / 2) == LIGER_OK && bwd(&w, tiles / 2, tiles) == LIGER_OK, "bwd over A and B");
+  same = 1;
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t at = i / cols * stride + i % cols;
+    same = same && get(a, at) == get(da, i) && get(b, at) == get(db, i);
+  }
+  expect(same, "dA and dB over A and B are not dA and dB");
   buf all[] = {a, b, dc, c, da, db, only, both};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) buf_free(all[i]);
   free(want_c), free(want_da), free(want_db);
