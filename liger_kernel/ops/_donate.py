@@ -63,12 +63,11 @@ def _may_donate(dc, saved):
 
 
 def _owns_memory(t):
-    storage = t.untyped_storage()
     return (
         type(t) is torch.Tensor
         and not t.is_leaf
         and t.is_contiguous()
-        and storage.resizable()  # memory that another library lends is not
+        and (storage := t.untyped_storage()).resizable()  # memory that another library lends is not
         and not (t.device.type == "cpu" and storage.is_shared())
     )
 

@@ -133,6 +133,14 @@ MUTANTS = [
         "store_element(db, i, g * slope, t);",
         ops("geglu", NUMBERS),
     ),
+    (
+        "glu_reads_what_it_wrote",
+        GLU,
+        "    store_element(da, i, g * y * (slope * m.gate), t);\n    store_element(db, i, g * value, t);\n",
+        "    store_element(db, i, g * value, t);\n"
+        "    store_element(da, i, g * (load_element(b, i, t) + 0 * y) * (slope * m.gate), t);\n",
+        ["test/test_donation.py", "-k", "nobody_else_holds"],
+    ),
     ("rope_sign", ROPE, "y * c[i] + x * s[i], t);", "y * c[i] - x * s[i], t);", ops("rope", NUMBERS)),
     ("rope_backward_unturned", ROPE, "if (a->backward)", "if (0)", ops("rope", NUMBERS)),
     (

@@ -110,6 +110,22 @@ MUTANTS = [
         "return not torch.compiler.is_compiling()",
         ["test/test_ops.py", "-k", "second_backward"],
     ),
+    *(
+        (f"donated_{name}", PY + "_donate.py", old, new, ["test/test_donation.py", "-k", test])
+        for name, old, new, test in [
+            ("with_a_kept_graph", "may_overwrite_saved() and _may_donate", "_may_donate", "many_backwards"),
+            ("under_a_python_reference", "        map(sys.getrefcount, saved),\n", "", "in_python"),
+            ("under_another_node", "        map(torch.Tensor._use_count, saved),\n", "", "a_node_to_come"),
+            (
+                "under_a_view",
+                "        [torch._C._storage_Use_Count(s._cdata) for s in storages],\n",
+                "",
+                "a_detached_one",
+            ),
+            ("over_a_tuple_in_use", "list(ctx.saved_tensors)  # a list", "ctx.saved_tensors  # a", "by_hand"),
+            ("and_repeated", "    torch.autograd.graph.increment_version(results)", "    #", "not_repeated"),
+        ]
+    ),
     (
         "incoming_gradient_ignored",
         PY + "_saved_grad.py",
