@@ -92,6 +92,33 @@ def operators(device, specs):
     ]
 
 
+def loss_alone(device, specs):
+    """Linear losses without a gradient: wall time and the memory beyond the inputs."""
+    linear = {n for n, s in specs.items() if any(c.flops[1] for c in s.cases.get(device, ()))}
+    rows = [r for r in rows_of("ops", device) if r["op"] in linear and "fwd_ms" in r and r["impl"] != "upstream"]
+    found = latest(rows, lambda r: (r["op"], r["case"], r["dtype"]))
+    if not found:
+        return []
+    impls = [i for i in plot.COLOURS if i != "liger" and any(i in by for by in found.values())]
+    body = []
+    for key, by in sorted(found.items()):
+        cells = [f"{by[i]['fwd_ms']:.3g}" if i in by else "–" for i in (*impls, "liger")]
+        peaks = [by.get(i, {}).get("peak_fwd_mib") for i in ("eager", "liger")]
+        cells += ["–" if mib is None else f"{mib:.0f}" for mib in peaks]
+        body.append([*key, f"{by['liger']['floor_fwd_ms']:.3g}", *cells])
+    names = [plot.NAMES.get(i, i) for i in impls]
+    return [
+        "### Linear losses without a gradient",
+        "",
+        "Under `no_grad`, wall time in ms. Liger Kernel was not measured so.",
+        "",
+        *table(["operator", "case", "dtype", "floor", *names, "ours", "peak MiB, eager", "ours"], body),
+        "",
+        source([by["liger"] for by in found.values()]),
+        "",
+    ]
+
+
 def _points(rows):
     """{(op, case, dtype): {size: {impl: row}}}, the last of each."""
     out = {}
@@ -186,7 +213,8 @@ def not_measured(device, specs):
 def page(specs):
     lines = [HEAD]
     for device, title in TITLES.items():
-        lines += [f"## {title}", "", *operators(device, specs), *sweeps(device), *plans(device)]
+        lines += [f"## {title}", "", *operators(device, specs), *loss_alone(device, specs)]
+        lines += [*sweeps(device), *plans(device)]
         lines += ["### What was not measured", "", *not_measured(device, specs)]
         whole = [*steps(device), *host(device)]
         if whole:
