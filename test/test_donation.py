@@ -144,7 +144,7 @@ def test_a_backward_that_failed_is_not_repeated_on_gradients(run):
 @pytest.mark.parametrize("name", ["LigerSwiGLUMLP", "LigerGEGLUMLP", "LigerPhi3SwiGLUMLP"])
 def test_an_mlp_donates_what_is_large(name, device, monkeypatch):
     """The patched modules as they are: projections without bias, 1 MiB a tensor or one row less."""
-    act, saved = ("gelu_pytorch_tanh" if "GE" in name else "silu"), (2 if "Phi3" in name else 1)
+    act, halves = ("gelu_pytorch_tanh" if "GE" in name else "silu"), (2 if "Phi3" in name else 1)
     config = types.SimpleNamespace(hidden_size=8, intermediate_size=1024, hidden_act=act)
     mlp, answers, may_donate = getattr(liger, name)(config).to(device), [], _donate._may_donate
 
@@ -153,9 +153,16 @@ def test_an_mlp_donates_what_is_large(name, device, monkeypatch):
         return answers[-1]
 
     monkeypatch.setattr(_donate, "_may_donate", asked)
-    for n_rows in (256 // saved, 256 // saved - 1):
-        mlp(torch.randn(1, n_rows, 8, device=device, requires_grad=True)).sum().backward()
-    assert answers == [True, False]
+
+    def gradients(n_rows, enabled):
+        monkeypatch.setattr(_donate, "_ENABLED", enabled)
+        x = C.random_like(torch.empty(1, n_rows, 8, device=device), "x").requires_grad_()
+        out = mlp(x)
+        return torch.autograd.grad(out, [x, *mlp.parameters()], C.random_like(out, "out"))
+
+    for n_rows in (256 // halves, 256 // halves - 1):
+        assert all(map(C.same_bits, gradients(n_rows, True), gradients(n_rows, False)))
+    assert answers == [True, False, False, False]
 
 
 # ---- not donated: somebody holds it ------------------------------------------------------------------------
