@@ -11,9 +11,22 @@
  *   tvd       l = |X - Y| / 2,   dl/dX = sign(X - Y) / 2, 0 at a tie
  *   fused_linear_jsd      jsd of log_softmax(X / temperature), log_softmax(Y / temperature); dX through both
  *   fused_linear_kl_div   kl_div of log_softmax(X / temperature) and the probabilities Y; dX through it
- * A row whose label is ignore_index has loss and dX 0. */
+ * A row whose label is ignore_index has loss and dX 0.
+ * Beside the divergence, where `hard` says so: the labels' cross entropy of the logits before the temperature,
+ *   hard = lse(X) - X_label over X's first hard.n_cols columns,   p its softmax, 0 in the others
+ *   dX = soft_weight grad dsoft/dX + weight hard.grad (p - [i = label]),   all times the scale
+ * A factor of 0 wins over a NaN of what it stands before. A label that is no class makes its row NaN, and nothing is
+ * read out of bounds (the CPU glue refuses it before any work). A row of -inf alone has the loss inf, dX 0. */
 /* a liger_reduction of the divergences alone: over rows, where their mean is over elements */
 enum { LIGER_REDUCE_BATCHMEAN = 3 };
+
+typedef struct {
+  void *
+      loss; /* (n_rows) real, times the scale as the divergence is; NULL: no cross entropy, nothing else read */
+  const void *grad;           /* real, the incoming gradient; NULL: 1 */
+  int64_t n_cols;             /* the classes, at most the row's columns */
+  double weight, soft_weight; /* of the two gradients in dX */
+} liger_hard_loss;
 
 typedef struct {
   void *loss; /* (n_rows) real: sums of l times the scale; elementwise: (n_rows, n_cols); NULL: dX alone */
@@ -27,6 +40,7 @@ typedef struct {
       ignore_index;
   double factor, parameter, temperature; /* parameter: beta or eps */
   int elementwise, log_target;
+  liger_hard_loss hard; /* fused_linear_jsd alone */
   liger_dtype x_dtype,
       y_dtype; /* alike on a GPU, but for fused_linear_kl_div; "real" is fp64 where x_dtype is */
 } liger_divergence_args;

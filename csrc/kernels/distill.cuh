@@ -128,13 +128,19 @@ struct log_softmax_pair {
   }
 };
 
-/* The statistics of both rows of logits. The whole block calls; scratch: two arrays of BLOCK_SCRATCH. */
-template <typename T, int N>
+struct nothing_else {
+  template <int M> __device__ __forceinline__ void operator()(const float (&)[M], int64_t) const {}
+};
+/* The statistics of both rows of logits. The whole block calls; scratch: two arrays of BLOCK_SCRATCH; also: sees X's
+ * logits as they are, and their column. */
+template <typename T, int N, class F = nothing_else>
 __device__ __forceinline__ log_softmax_pair softmax_of_pair(const T *X, const T *Y, const row_cut &cut,
                                                             float temperature,
-                                                            row_softmax (*scratch)[BLOCK_SCRATCH]) {
+                                                            row_softmax (*scratch)[BLOCK_SCRATCH],
+                                                            const F &also = F()) {
   log_softmax_pair r = {softmax_nothing(), softmax_nothing(), 0.0f, 0.0f, temperature};
-  walk_pair<T, N>(X, typed_row<T>{Y}, cut, false, [&](auto &x, auto &y, int64_t) {
+  walk_pair<T, N>(X, typed_row<T>{Y}, cut, false, [&](auto &x, auto &y, int64_t col) {
+    also(x, col);
     divide(x, temperature);
     divide(y, temperature);
     softmax_push(r.sx, x);

@@ -175,7 +175,7 @@ static inline void load_scaled(real *restrict z, const void *X, int64_t at, int6
     for (int64_t i = 0; i < n; i++) z[i] /= temperature;
 }
 
-static inline row_softmax softmax_of_row(const void *X, int64_t at, int64_t n_cols, liger_dtype t,
+static inline softmax_state state_of_row(const void *X, int64_t at, int64_t n_cols, liger_dtype t,
                                          real temperature) {
   real z[DIVERGENCE_TILE];
   softmax_state s = softmax_empty;
@@ -184,8 +184,15 @@ static inline row_softmax softmax_of_row(const void *X, int64_t at, int64_t n_co
     load_scaled(z, X, at + c, n, t, temperature);
     s = softmax_push(s, z, n);
   }
+  return s;
+}
+static inline row_softmax softmax_of_state(softmax_state s) {
   const row_softmax r = {softmax_ref(s.m), s.d == 0 ? 0 : log_real(s.d)}; /* d 0: nothing but -inf */
   return r;
+}
+static inline row_softmax softmax_of_row(const void *X, int64_t at, int64_t n_cols, liger_dtype t,
+                                         real temperature) {
+  return softmax_of_state(state_of_row(X, at, n_cols, t, temperature));
 }
 
 /* x[0..n) = the log-probabilities of n columns */

@@ -57,6 +57,7 @@ inline liger_divergence_args block_args(const liger_divergence_args &all, const 
   liger_divergence_args a = all;
   const int64_t real_size = all.x_dtype == LIGER_F64 ? 8 : 4;
   a.loss = (char *)all.loss + block.first * real_size;
+  if (all.hard.loss) a.hard.loss = (char *)all.hard.loss + block.first * real_size;
   if (all.labels) a.labels = all.labels + block.first * all.label_stride;
   a.n_rows = block.n_rows;
   a.X = block.ptr;

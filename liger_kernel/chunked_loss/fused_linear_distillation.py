@@ -104,6 +104,28 @@ class LigerFusedLinearDistillationBase(Applied):
             total = total + checkpoint(part, rows[0], *student[1:], *rows[1:], use_reentrant=False)
         return total / n_labels(target, ignore_index)
 
+    @classmethod
+    def both_losses(
+        cls,
+        student,
+        teacher,
+        target,
+        weights,
+        n_classes,
+        ignore_index,
+        temperature,
+        apart,
+        budget,
+        **loss_kwargs,
+    ):
+        """(weights[0] * soft + weights[1] * hard, soft, hard) of the same logits, or None: each by itself.
+
+        The student's first n_classes classes are its own, the others as many as the teacher has more. apart:
+        whether the two losses by themselves are differentiable too. For the losses with a kernel that makes
+        both.
+        """
+        return None
+
     @staticmethod
     def forward(
         cls,
@@ -139,6 +161,18 @@ class LigerFusedLinearDistillationBase(Applied):
         x, teacher_x = student_input.flatten(0, -2), teacher_input.flatten(0, -2)
         labels = target.flatten()
 
+        head, bias = student_weight, student_bias
+        more = teacher_weight.shape[0] - head.shape[0]
+        if more and (weight_soft_loss or return_soft_hard_loss):
+            head, bias = F.pad(head, (0, 0, 0, more)), None if bias is None else F.pad(bias, (0, more))
+        student, teacher = (x, head, bias), (teacher_x.detach(), teacher_weight.detach(), teacher_bias)
+        if compute_ce_loss and weight_hard_loss and weight_soft_loss:
+            of_both = (weight_soft_loss, weight_hard_loss), student_weight.shape[0], ignore_index, temperature
+            apart = (return_soft_hard_loss, memory_budget)
+            both = cls.both_losses(student, teacher, labels, *of_both, *apart, beta=beta, **loss_kwargs)
+            if both is not None:
+                return both if return_soft_hard_loss else both[0]
+
         def weighted(weight, f):
             if weight:
                 value = f()
@@ -147,13 +181,8 @@ class LigerFusedLinearDistillationBase(Applied):
                 return f() if return_soft_hard_loss else None, 0.0
 
         def soft():
-            head, bias = student_weight, student_bias
-            more = teacher_weight.shape[0] - head.shape[0]
-            if more:
-                head, bias = F.pad(head, (0, 0, 0, more)), None if bias is None else F.pad(bias, (0, more))
-            teacher = (teacher_x.detach(), teacher_weight.detach(), teacher_bias)
             options = dict(chunk_size=chunk_size, memory_budget=memory_budget, beta=beta, **loss_kwargs)
-            return cls.soft_loss((x, head, bias), teacher, labels, ignore_index, temperature, **options)
+            return cls.soft_loss(student, teacher, labels, ignore_index, temperature, **options)
 
         def hard():
             if not compute_ce_loss:

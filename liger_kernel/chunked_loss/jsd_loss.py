@@ -8,7 +8,7 @@ soft loss of a row is
 Source: arXiv:2306.13649 (GKD).
 """
 
-from ..ops.fused_linear_jsd import fused_linear_jsd_of_biased_heads
+from ..ops.fused_linear_jsd import fused_linear_jsd_of_biased_heads, fused_linear_jsd_with_cross_entropy
 from ..ops.jsd import check_beta, liger_jsd_apply
 from .fused_linear_distillation import TwoHeadsFunction, TwoHeadsLoss, n_labels
 
@@ -38,6 +38,17 @@ class LigerFusedLinearJSDFunction(TwoHeadsFunction):
             return super().soft_loss(student, teacher, target, *options, beta=beta)
         return fused_linear_jsd_of_biased_heads(
             *student, *teacher, target, *options, memory_budget=memory_budget
+        )
+
+    @classmethod
+    def both_losses(
+        cls, student, teacher, target, weights, n_classes, ignore_index, temperature, apart, budget, beta=0.5
+    ):
+        if cls.distillation_loss_fn is not LigerFusedLinearJSDFunction.distillation_loss_fn:
+            return None
+        options = (beta, ignore_index, temperature)
+        return fused_linear_jsd_with_cross_entropy(
+            student, teacher, target, weights, n_classes, *options, apart=apart, memory_budget=budget
         )
 
 

@@ -1,5 +1,5 @@
-"""What fused_linear_jsd and fused_linear_kl_div share in Python: dtypes, checks, autograd, the reference's
-logits.
+"""What the fused distillation losses share in Python: dtypes, checks, autograd of one loss and of a soft
+with a hard one, the reference's logits.
 """
 
 import torch
@@ -77,6 +77,48 @@ def backward(ctx, dloss):
     else:
         grads = [scale_saved(g, dloss) if need else g for g, need in zip(ctx.saved_tensors, ctx.needs)]
     nones = (None,) * (len(ctx.needs_input_grad) - len(ctx.needs))
+    return *(g if need else None for g, need in zip(grads, ctx.needs)), *nones
+
+
+def forward_both(ctx, run, tensors, options, weights, apart):
+    """`forward` of weights[0] * soft + weights[1] * hard, and of the two: (sum, soft, hard).
+
+    run(*tensors, dlosses, weights, *options, *needs) -> (soft, hard, *gradients). apart: whether soft and hard are
+    differentiable too. Of theirs no gradient is made in forward, since one buffer holds that of the sum:
+    backward runs again if there is one.
+    """
+    student = [t for t in tensors[:3] if t is not None]
+    ctx.needs, ctx.run, ctx.options = ctx.needs_input_grad[:3], run, options
+    ctx.weights, ctx.apart = weights, apart
+    ctx.deferred = torch.float16 in (options[0], *(t.dtype for t in student))
+    needs = (False,) * 3 if ctx.deferred else ctx.needs
+    soft, hard, *grads = run(*tensors, None, weights, *options, *needs)
+    ctx.set_materialize_grads(False)  # so that backward sees whose gradient there is
+    if not apart:
+        ctx.mark_non_differentiable(soft, hard)
+    ctx.save_for_backward(*grads, *(tensors if apart or ctx.deferred else ()))
+    return weights[0] * soft + weights[1] * hard, soft, hard
+
+
+def backward_both(ctx, dloss, dsoft, dhard):
+    """The gradients of all arguments of that Function."""
+    grads, tensors = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    nones = (None,) * (len(ctx.needs_input_grad) - 3)
+    if dloss is dsoft is dhard is None:
+        return None, None, None, *nones
+    if not ctx.apart:
+        dsoft = dhard = None  # torch.compile gives zeros here
+    if ctx.deferred or dsoft is not None or dhard is not None:
+        some = next(d for d in (dloss, dsoft, dhard) if d is not None)
+
+        def total(weight, d):
+            of_sum = torch.zeros_like(some) if dloss is None else weight * dloss
+            return of_sum if d is None else of_sum + d
+
+        dlosses = torch.stack([total(w, d) for w, d in zip(ctx.weights, (dsoft, dhard))])
+        _, _, *grads = ctx.run(*tensors, dlosses, (1.0, 1.0), *ctx.options, *ctx.needs)
+    else:
+        grads = [scale_saved(g, dloss) if need else g for g, need in zip(grads, ctx.needs)]
     return *(g if need else None for g, need in zip(grads, ctx.needs)), *nones
 
 
