@@ -1,5 +1,7 @@
 """The distillation losses of liger_kernel.chunked_loss are their equations, value and gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from liger_kernel.chunked_loss import fused_linear_distillation as base_module
 from liger_kernel.chunked_loss.cosine_similarity_loss import LigerFusedLinearCosineSimilarityFunction
 from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
 from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+from liger_kernel.ops import fused_linear_jsd as jsd_module
 from liger_kernel.ops._spec import OpSpec, Sample, T, upcast
 
 LOSSES = {"jsd": LigerFusedLinearJSDLoss, "cosine": LigerFusedLinearCosineSimilarityLoss}
@@ -67,10 +70,10 @@ def reference(kind):
     return ref
 
 
-def entry(kind):
+def entry(kind, apart=True):
     def call(memory_budget=None, **args):
         tensors = [args.pop(name, None) for name in TENSORS]
-        return LOSSES[kind](return_soft_hard_loss=True, memory_budget=memory_budget, **args)(*tensors)
+        return LOSSES[kind](return_soft_hard_loss=apart, memory_budget=memory_budget, **args)(*tensors)
 
     return call
 
@@ -97,6 +100,7 @@ def spec_of(kind):
         *(sample(f"beta_{beta}", beta=beta, temperature=2.0) for beta in betas),
         sample("weights", weight_hard_loss=2.0, weight_soft_loss=0.3),
         sample("larger_teacher", more=4),
+        sample("larger_teacher_temperature", more=4, temperature=0.5, weight_hard_loss=3.0),
         sample("blocks", n=(29,), chunk_size=4, memory_budget=2 * 4 * 45 * 4),
         sample("no_labels", ignored=1.0),
     )
@@ -106,11 +110,17 @@ def spec_of(kind):
 
 
 SPECS = {kind: spec_of(kind) for kind in LOSSES}
-ALL = pytest.mark.parametrize(
-    "spec, sample",
-    [(s, x) for s in SPECS.values() for x in s.samples],
-    ids=[f"{s.name}-{x.id}" for s in SPECS.values() for x in s.samples],
-)
+# the sum alone: its gradient is made in forward, where the three losses' waits for backward
+SUMS = {
+    k: replace(s, fn=entry(k, False), ref=lambda k=k, **a: reference(k)(**a)[0]) for k, s in SPECS.items()
+}
+RUNS = [
+    (spec, x, f"{spec.name}-{x.id}{what}")
+    for specs, what in ((SPECS, ""), (SUMS, "-sum"))
+    for spec in specs.values()
+    for x in spec.samples
+]
+ALL = pytest.mark.parametrize("spec, sample", [r[:2] for r in RUNS], ids=[r[2] for r in RUNS])
 BOTH = pytest.mark.parametrize("kind", LOSSES)
 
 
@@ -128,7 +138,18 @@ def test_within_eagers_error_in_fp64(spec, sample):
 @pytest.mark.parametrize("x, w", (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp32")))
 @BOTH
 def test_within_eagers_error_in_16_bits(kind, x, w, device):
-    C.check(SPECS[kind], SPECS[kind].samples[0], device, C.DTYPES[x], C.DTYPES[w])
+    samples = SPECS[kind].samples
+    for chosen in (samples[0], *(s for s in samples if s.id.startswith(("larger", "beta")))):
+        C.check(SPECS[kind], chosen, device, C.DTYPES[x], C.DTYPES[w])
+        C.check(SUMS[kind], chosen, device, C.DTYPES[x], C.DTYPES[w])
+
+
+# expanded: the classes are one class, and dx a sum that cancels to nothing but roundings
+@pytest.mark.parametrize("layout", [name for name in C.LAYOUTS if name != "expanded"])
+@BOTH
+def test_any_layout(kind, layout, device):
+    C.check(SPECS[kind], SPECS[kind].samples[0], device, torch.float32, layout=layout)
+    C.check(SUMS[kind], SPECS[kind].samples[0], device, torch.float32, layout=layout)
 
 
 @pytest.mark.cpu_only
@@ -196,18 +217,80 @@ def test_a_loss_of_weight_0_is_not_computed(kind, monkeypatch, device):
     assert nothing == 0 and not args["x"].grad.any()
 
 
+@pytest.mark.parametrize("apart", (False, True))
 @BOTH
-def test_compiles_without_a_graph_break(kind, device):
+def test_compiles_without_a_graph_break(kind, apart, device):
     runs = []
     for compiled in (False, True):
         args = C.draw(SPECS[kind].samples[0], device)
-        module = LOSSES[kind]()
+        module = LOSSES[kind](return_soft_hard_loss=apart)
         run = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
         loss = run(*(args[name] for name in TENSORS))
+        loss = 2 * loss[0] + 3 * loss[1] - loss[2] if apart else loss
         loss.backward()
         runs.append([loss, *(leaf.grad for leaf in C.leaves(args).values())])
     for a, b in zip(*runs):
         torch.testing.assert_close(a, b)
+
+
+FUSED = pytest.mark.parametrize("kind", ("jsd",))
+
+
+@FUSED
+def test_two_losses_multiply_the_students_head_once(kind, monkeypatch, device):
+    """Whoever asks for the sum or for a gradient of the sum alone gets both from one call of one operator."""
+    calls = []
+    real = jsd_module._op_ce
+    monkeypatch.setattr(base_module, "liger_fused_linear_cross_entropy_apply", None)
+    monkeypatch.setattr(jsd_module, "_op_ce", lambda *a: calls.append(1) or real(*a))
+    for apart in (False, True):
+        args = C.draw(SPECS[kind].samples[0], device)
+        loss = entry(kind, apart)(**args)
+        (loss[0] if apart else loss).backward()
+        assert len(calls) == 1
+        calls.clear()
+    entry(kind)(**args)[2].backward()
+    assert len(calls) == 2
+
+
+@FUSED
+def test_backward_again_and_of_the_losses_apart(kind, device):
+    """The second gradient is the first one's; those of the soft and the hard loss make up that of the sum."""
+    args = C.draw(SPECS[kind].samples[0], device)
+    leaves = list(C.leaves(args).values())
+    loss = entry(kind, False)(**args)
+    first = torch.autograd.grad(3 * loss, leaves, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(3 * loss, leaves)):
+        assert C.same_bits(a, b)
+    whole, soft, hard = entry(kind)(**args, weight_soft_loss=0.3)
+    apart = [torch.autograd.grad(o, leaves, retain_graph=True) for o in (whole, soft, hard)]
+    for of_sum, of_soft, of_hard in zip(*apart):
+        torch.testing.assert_close(0.3 * of_soft + 0.5 * of_hard, of_sum, rtol=1e-4, atol=1e-6)
+
+
+@FUSED
+def test_a_nan_of_the_teacher_is_in_the_soft_loss_alone(kind, device):
+    args = C.draw(SPECS[kind].samples[0], device)
+    args["teacher_x"] = args["teacher_x"].clone()
+    args["teacher_x"][args["labels"] >= 0] = torch.nan
+    whole, soft, hard = entry(kind)(**args)
+    assert whole.isnan() and soft.isnan() and hard.isfinite()
+    leaves = list(C.leaves(args).values())
+    assert all(g.isfinite().all() for g in torch.autograd.grad(hard, leaves, retain_graph=True))
+    assert torch.autograd.grad(soft, leaves)[0].isnan().any()
+
+
+@FUSED
+def test_a_label_that_is_no_class(kind, device):
+    """Of a larger teacher's classes too: an error that names it, or NaN where that would wait for a GPU."""
+    args = C.draw(sample("classes", more=4), device)
+    args["labels"][3] = 46
+    if device == "cpu":
+        with pytest.raises(RuntimeError, match=r"labels\[3\] is 46, expected a value in \[0, 45\)"):
+            entry(kind)(**args)
+        return
+    loss = entry(kind, False)(**args)
+    assert loss.isnan() and torch.autograd.grad(loss, args["x"])[0][3].isnan().all()
 
 
 @BOTH

@@ -136,6 +136,73 @@ def test_jsd_of_16_bit_rows(v, beta, temperature, device):
         assert (dz[z[row] == -INF] == 0).all()
 
 
+@pytest.mark.parametrize("dtype, code", ((torch.float32, 0), (torch.bfloat16, 2), (torch.float16, 1)))
+@pytest.mark.parametrize("beta, temperature", ((0.0, 1.0), (0.4, 1.0), (0.4, 2.0), (1.0, 0.5)))
+@pytest.mark.parametrize("v, classes", ((1, 1), (40, 33), (1001, 1001), (9008, 9001), (50008, 50008)))
+def test_jsd_with_cross_entropy_of_rows(v, classes, beta, temperature, dtype, code, device):
+    """Both losses and their gradient of rows alike, masked, without any finite logit, and all but certain.
+
+    By the weights 0.5 and 2, and by one loss' incoming gradient alone.
+    """
+    g = torch.Generator().manual_seed(v)
+    z, zt = (3 * torch.randn(5, v, generator=g) for _ in range(2))
+    labels = [classes - 1, 0, classes // 2, 0, classes // 3]
+    z[0], z[2, labels[2]] = zt[0] + 0.05 * z[0], 40.0
+    if beta != 0:
+        z[1, 1::3] = -INF
+    if beta != 1:
+        zt[1, 1:9:2] = -INF
+    z, zt = z.to(device, dtype), zt.to(device, dtype)
+    zeros, w = z.new_zeros(1, 1), z.new_zeros(v, 1)
+
+    def run(row, label, dlosses=None, weights=(0.5, 2.0), classes=classes):
+        biases, label = (z[row].contiguous(), zt[row].contiguous()), torch.tensor([label], device=device)
+        soft, hard, _, _, dz = torch.ops.liger.fused_linear_jsd_ce(
+            *(zeros, w, zeros, w, *biases, label, dlosses, classes, *weights, beta, -100, temperature),
+            *(False, False, True, code, -1, 2**20),
+        )
+        return soft.double(), hard.double(), dz.double()
+
+    eps = torch.finfo(dtype).eps
+    for row, label in enumerate(labels):
+        soft, hard, dz = run(row, label)
+        exact = z[row : row + 1].double()
+        truth = exact_jsd(exact, zt[row : row + 1], beta, temperature)
+        log_p = exact[0, :classes].log_softmax(-1)
+        torch.testing.assert_close(soft, truth, rtol=2e-5, atol=1e-6)
+        torch.testing.assert_close(hard, -log_p[label], rtol=2e-6, atol=2e-6)
+        of_hard = F.pad(log_p.exp(), (0, v - classes))
+        of_hard[label] -= 1
+        one = torch.tensor([1.0, 0.0], device=device)
+        of_soft, alone = run(row, label, one, (1.0, 1.0))[2], run(row, label, one.flip(0), (1.0, 1.0))[2]
+        for got, want in ((alone, of_hard), (dz, 0.5 * of_soft + 2 * of_hard)):
+            assert (got - want).abs().max() <= (1 if dtype == torch.float32 else 2) * (eps + 2e-6)
+        plain = torch.ops.liger.fused_linear_jsd(
+            *(zeros, w, zeros, w, z[row].contiguous(), zt[row].contiguous(), None, None, beta, -100),
+            *(temperature, False, False, True, code, -1, 2**20),
+        )
+        assert torch.equal(plain[0].double(), soft) and torch.equal(plain[3].double(), of_soft)
+    assert all((o == 0).all() for o in run(0, -100))
+    if device != "cpu":
+        assert all(o.isnan().all() for o in run(0, classes))
+
+
+def test_cross_entropy_of_masked_labels(device):
+    """A label without probability has an infinite loss and a gradient of -1; a row without any class none."""
+    z = torch.randn(2, 12, generator=torch.Generator().manual_seed(0)).to(device)
+    z[0, 3], z[1] = -INF, -INF
+    zeros, w, label = z.new_zeros(1, 1), z.new_zeros(12, 1), torch.tensor([3], device=device)
+    for row in range(2):
+        biases = (z[row].contiguous(), torch.zeros(12, device=device))
+        _, hard, _, _, dz = torch.ops.liger.fused_linear_jsd_ce(
+            *(zeros, w, zeros, w, *biases, label, None, 12, 0.0, 1.0, 0.5, -100, 1.0),
+            *(False, False, True, 0, -1, 2**20),
+        )
+        want = z[0].softmax(-1) - F.one_hot(label[0], 12) if row == 0 else torch.zeros_like(dz)
+        assert hard == INF
+        torch.testing.assert_close(dz, want)
+
+
 def test_jsd_is_the_row_ops_on_logits(device):
     x, w, tx, tw = draw(device=device)
     labels = torch.randint(3, (20,), generator=torch.Generator().manual_seed(1)).to(device)
