@@ -17,6 +17,7 @@ GROUP = "csrc/kernels/group_norm.cu"
 CE_RING = "csrc/kernels/cross_entropy_sm90.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 DIVERGENCE = "csrc/kernels/divergence.cuh"
+WITH_LABELS = ["test/test_fused_distillation.py", "-k", "cross_entropy_of_rows"]
 SPARSEMAX = "csrc/kernels/sparsemax.cu"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
 
@@ -351,24 +352,45 @@ MUTANTS = [
     ),
     (
         "fused_jsd_sum_of_gradients_dropped",
-        "csrc/kernels/fused_linear_jsd.cu",
-        "e.grad - e.q * sum",
+        "csrc/kernels/fused_linear_jsd.cuh",
+        "(e.grad - e.q * total)",
         "e.grad",
         ops("fused_linear_jsd"),
     ),
     (
         "fused_jsd_series_skewed_otherwise",
-        "csrc/kernels/fused_linear_jsd.cu",
+        "csrc/kernels/fused_linear_jsd.cuh",
         "h[1] = c * c * skew / 6",
         "h[1] = -c * c * skew / 6",
         ops("fused_linear_jsd"),
     ),
     (
         "fused_jsd_nan_of_the_teacher_lost",
-        "csrc/kernels/fused_linear_jsd.cu",
+        "csrc/kernels/fused_linear_jsd.cuh",
         "(S + 0.0f * loss)",
         "S",
         ["test/test_fused_distillation.py", "-k", "16_bit"],
+    ),
+    (
+        "distill_hard_label_forgotten",
+        "csrc/kernels/distill_hard.cuh",
+        "q - (is_label ? 1.0f : 0.0f)",
+        "q",
+        WITH_LABELS,
+    ),
+    (
+        "distill_hard_softmax_at_the_temperature",
+        "csrc/kernels/distill_hard.cuh",
+        "a->temperature != 1 || a->hard",
+        "a->hard",
+        WITH_LABELS,
+    ),
+    (
+        "distill_hard_of_the_teachers_classes",
+        "csrc/kernels/distill_hard.cuh",
+        "col + j < h.n_cols ? z[j] : -INFINITY",
+        "z[j]",
+        WITH_LABELS,
     ),
     (
         "distill_dropped_tail",

@@ -7,11 +7,13 @@ def ops(op, what):
 
 NUMBERS, TESTS = "test_within_eagers_error", ["test/test_divergences.py"]
 DIVERGENCE = "csrc/kernels/divergence.h"
+HARD = "csrc/kernels/distill_hard.h"
+SUMS = ["test/test_chunked_distillation.py", "-k", "test_within_eagers_error and jsd and not 16_bits"]
 
 MUTANTS = [
     (
         "fused_jsd_first_piece_of_the_teacher_again",
-        "csrc/torch/fused_linear_jsd.cpp",
+        "csrc/torch/two_heads_torch.h",
         "other.logits(part.first, n)",
         "other.logits(block.first, n)",
         ["test/test_fused_distillation.py", "-k", "pieces"],
@@ -70,20 +72,50 @@ MUTANTS = [
     (
         "fused_jsd_temperature_of_the_gradient",
         "csrc/kernels/fused_linear_jsd.c",
-        "grad_scale(a) / (real)a->temperature",
-        "grad_scale(a)",
+        "soft_scale(a) / (real)a->temperature",
+        "soft_scale(a)",
         ops("fused_linear_jsd", NUMBERS),
+    ),
+    ("distill_hard_label_forgotten", HARD, "exp_nonpos(z[i]) - hit", "exp_nonpos(z[i])", SUMS),
+    (
+        "distill_hard_softmax_at_the_temperature",
+        HARD,
+        "same = a->temperature == 1 && ",
+        "same = ",
+        SUMS,
+    ),
+    ("distill_hard_of_the_teachers_classes", HARD, "m = left < n ? left : n", "m = n", SUMS),
+    (
+        "distill_hard_nan_of_the_teacher",
+        HARD,
+        "if (of_soft == 0) memset",
+        "if (0) memset",
+        ["test/test_chunked_distillation.py", "-k", "nan_of_the_teacher"],
+    ),
+    (
+        "distill_hard_gradient_of_the_soft_loss",
+        "csrc/torch/two_heads_torch.h",
+        "(const char *)g->ptr + real_size",
+        "(const char *)g->ptr",
+        ["test/test_chunked_distillation.py", "-k", "losses_apart"],
+    ),
+    (
+        "distill_gradient_of_the_sum_alone",
+        "liger_kernel/ops/_distill.py",
+        "return of_sum if d is None else of_sum + d",
+        "return of_sum",
+        ["test/test_chunked_distillation.py", "-k", "losses_apart"],
     ),
     (
         "fused_jsd_a_budget_for_each_head",
-        "csrc/torch/fused_linear_jsd.cpp",
+        "csrc/torch/two_heads_torch.h",
         "half = memory_budget / 2;",
         "half = memory_budget;",
         ["test/test_fused_distillation.py", "-k", "share_one_budget"],
     ),
     (
         "fused_jsd_the_teachers_quarter_on_top",
-        "csrc/torch/fused_linear_jsd.cpp",
+        "csrc/torch/two_heads_torch.h",
         "uneven = {memory_budget - rows * row_bytes,",
         "uneven = {memory_budget,",
         ["test/test_fused_distillation.py", "-k", "share_one_budget"],
