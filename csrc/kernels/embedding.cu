@@ -157,7 +157,9 @@ extern "C" liger_status liger_embedding_fwd_cuda(const liger_embedding_fwd_args 
     constexpr int VEC = vec_width<T>::value;
     const bool aligned = rows_aligned(a->W, a->W_row_stride, a->n_cols, sizeof(T)) &&
                          rows_aligned(a->Y, a->n_cols, a->n_cols, sizeof(T));
-    const int threads_per_row = plan_threads(a->n_cols / (aligned ? VEC : 1), 1);
+    /* U vectors a thread: with one each, rows of 2048 16-bit numbers wait on ids and rows in turn, 2.7 TB/s */
+    const int64_t n_vecs = a->n_cols / (aligned ? VEC : 1);
+    const int threads_per_row = plan_threads((n_vecs + U - 1) / U, 1);
     const int64_t per_block = THREADS / threads_per_row, grid = (a->n_rows + per_block - 1) / per_block;
     if (grid > GPU_MAX_GRID) return LIGER_ERR_SIZE;
 #define FWD(N)                                                                                              \
