@@ -74,34 +74,80 @@ __device__ __forceinline__ float log_of(float w, float less_one) {
   return fmaf(0.693359375f, n, f + tail);
 }
 
-/* e^x - 1 of x <= 0, given e = e^x: a series where the difference would cancel (within 2^-24 there). A NaN stays. */
+constexpr float DIVERGENCE_LOG2E = 1.4426950408889634f, DIVERGENCE_LN2 = 0.6931471805599453f;
+
+/* e^x, x at most 88, by the special-function unit: within 2 ulp, and |x| 2^-24 for the rounded product; below 2^-126
+ * it is 0 */
+__device__ __forceinline__ float exp_of(float x) { return gpu_exp2(x * DIVERGENCE_LOG2E); }
+
+/* e^x - 1 of x <= 0, given e = e^x: a series where the difference would cancel (within 2^-24 there) */
 __device__ __forceinline__ float expm1_of(float x, float e) {
-  float p = fmaf(x, 1.0f / 720, 1.0f / 120);
-  p = fmaf(p, x, 1.0f / 24);
-  p = fmaf(p, x, 1.0f / 6);
-  p = fmaf(p, x, 0.5f);
-  return x > -0.125f ? fmaf(p * x, x, x) : e - 1.0f;
+  float p = fmaf(x, 1.08627765e-3f, 8.15627538e-3f);
+  p = fmaf(p, x, 4.16233055e-2f);
+  p = fmaf(p, x, 1.66662902e-1f);
+  p = fmaf(p, x, 4.9999994e-1f);
+  return x > -0.7f ? fmaf(p * x, x, x) : e - 1.0f;
 }
 
 /* a - b, where two equal infinities are no distance apart; p x, where p = 0 wins over an infinite x */
 __device__ __forceinline__ float distance(float a, float b) { return a == b ? 0.0f : a - b; }
 __device__ __forceinline__ float times(float p, float x) { return p == 0.0f ? 0.0f : p * x; }
 
+/* |x - y|, cut where e^-|x - y| has long been 0, which keeps 0 * inf away. A NaN, that of two equal infinities too, is
+ * cut with the rest: what it multiplies is the larger of the two probabilities, 0 there, or NaN. */
+__device__ __forceinline__ float distance_cut(float x, float y) { return fminf(fabsf(y - x), 200.0f); }
+
 /* 0 < beta < 1: see divergence.h. Of ln(M / larger) and ln(M / smaller), which are `size` apart, the logarithm gives
- * that of the side which M is nearer to: at a small beta the other one minus `size` would keep no digit of it. */
+ * that of the side which M is nearer to: at a small beta the other one minus `size` would keep no digit of it. With t
+ * the ratio less one, ln(1 + t) = 2 atanh z, z = t / (2 + t): a series of z up to 1/3, else by the special function.
+ */
 struct jsd_mid {
   float beta, rest;
-  __device__ __forceinline__ jsd_mid(const divergence_params &p) : beta(p.parameter), rest(p.rest) {}
+  __device__ __forceinline__ jsd_mid(const divergence_params &p)
+      : beta(fmaxf(p.parameter, 1.2e-38f)), rest(p.rest) {} /* no logarithm of a denormal */
   __device__ __forceinline__ jsd_element of(float x, float y) const {
-    const float d = distance(y, x), size = fabsf(d), larger = expf(y > x ? y : x);
-    const bool y_is_larger = !(d <= 0.0f); /* a NaN of either: the side that multiplies by its size */
+    const bool y_is_larger = y > x;
     const float a = y_is_larger ? beta : rest, c = y_is_larger ? rest : beta;
-    const float e = expf(-size), less_one = expm1_of(-size, e), far = 200.0f < size ? 200.0f : size;
+    const float size = distance_cut(x, y), larger = exp_of(gpu_max(x, y)), e = exp_of(-size);
     const bool near_smaller = a < c * e; /* then e > a / c, and M / smaller = 1 + a (1 - e) / e is below 2 */
-    const float t = near_smaller ? __fdividef(-a * less_one, e) : c * less_one;
-    const float v = log_of(near_smaller ? 1.0f + t : fmaf(c, e, a), t);
-    const float smaller = larger * e, of_larger = -(a * larger * (near_smaller ? v - far : v));
-    const float of_smaller = -(c * smaller * (near_smaller ? v : v + far));
+    const float unit = near_smaller ? e : 1.0f, k = near_smaller ? -a : c; /* t = k (e - 1) / unit */
+    const float num = k * expm1_of(-size, e), w = fmaf(c, e, a);
+    const bool low = !near_smaller && w < 0.7f; /* both ways are taken, of numbers whose logarithm is 0 */
+    const float z = low ? 0.0f : num * gpu_reciprocal((num + unit) + unit), z2 = z * z;
+    float p = fmaf(z2, 2.68514991e-1f, 2.82366186e-1f);
+    p = fmaf(p, z2, 4.00075614e-1f);
+    p = fmaf(p, z2, 6.66666389e-1f);
+    const float v = fmaf(DIVERGENCE_LN2, gpu_log2(low ? w : 1.0f), fmaf(p * z2, z, z + z));
+    const float smaller = larger * e, of_larger = -(a * larger * (near_smaller ? v - size : v));
+    const float of_smaller = -(c * smaller * (near_smaller ? v : v + size));
+    return {of_larger + of_smaller, y_is_larger ? of_smaller : of_larger, y_is_larger ? smaller : larger};
+  }
+  __device__ __forceinline__ divergence_element operator()(float x, float y) const {
+    const jsd_element e = of(x, y);
+    return {e.loss, e.grad};
+  }
+};
+
+/* beta = 1/2: both sides weigh alike, and M is never much nearer to the smaller. Of s = |X - Y|, e = e^-s,
+ *   v = -ln(M / larger) / 2 = (ln 2 - ln(1 + e)) / 2 = s / 4 - ln(cosh(s / 2)) / 2
+ * by a series of e where s is large, of s^2 where X is near Y, each within 2^-24 (interpolated at the Chebyshev nodes) */
+struct jsd_half {
+  __device__ __forceinline__ jsd_half(const divergence_params &) {}
+  __device__ __forceinline__ jsd_element of(float x, float y) const {
+    const float s = distance_cut(x, y), larger = exp_of(gpu_max(x, y)), e = exp_of(-s), s2 = s * s;
+    float near = fmaf(s2, -6.87097213e-7f, 1.24965354e-5f);
+    near = fmaf(near, s2, -1.73088978e-4f);
+    near = fmaf(near, s2, 2.60402285e-3f);
+    near = fmaf(near, s2, -6.24999925e-2f);
+    near = s * fmaf(near, s, 0.25f);
+    float far = fmaf(e, -6.49079233e-2f, 1.18778475e-1f);
+    far = fmaf(far, e, -1.66191995e-1f);
+    far = fmaf(far, e, 2.49987021e-1f);
+    far = fmaf(far, e, -4.9999994e-1f);
+    far = fmaf(far, e, 0.5f * DIVERGENCE_LN2);
+    const float v = s < 1.5f ? near : far, smaller = larger * e;
+    const float of_larger = larger * v, of_smaller = smaller * fmaf(-0.5f, s, v);
+    const bool y_is_larger = y > x;
     return {of_larger + of_smaller, y_is_larger ? of_smaller : of_larger, y_is_larger ? smaller : larger};
   }
   __device__ __forceinline__ divergence_element operator()(float x, float y) const {
@@ -150,18 +196,21 @@ template <class Op, typename T, int N>
 __device__ __forceinline__ float divergence_vector(const divergence_params &p, const Op &op, int64_t row,
                                                    int64_t col, const vec<T, N> &xv, const vec<T, N> &yv,
                                                    float of_loss, float of_grad, T *dX) {
-  float x[N], y[N], d[N], sum = 0.0f;
+  float x[N], y[N], l[N], d[N], sum = 0.0f;
   unpack(x, xv);
   unpack(y, yv);
 #pragma unroll
   for (int j = 0; j < N; j++) {
     const divergence_element e = op(x[j], y[j]);
+    l[j] = e.loss;
     d[j] = e.grad * of_grad;
-    if (p.elementwise) {
-      if (p.loss) p.loss[row * p.n_cols + col + j] = of_loss * e.loss;
+    sum += e.loss;
+  }
+  if (p.elementwise) { /* asked once a vector, not once an element */
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      if (p.loss) p.loss[row * p.n_cols + col + j] = of_loss * l[j];
       if (p.grad) d[j] *= p.grad[row * p.grad_row_stride + col + j];
-    } else {
-      sum += e.loss;
     }
   }
   if (dX) store_vec_stream<T, N>(dX + col, pack<T, N>(d));

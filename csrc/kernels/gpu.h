@@ -144,6 +144,17 @@ static __device__ __forceinline__ float gpu_exp2(float x) {
 #endif
 }
 
+/* the larger of two numbers, a NaN of either */
+static __device__ __forceinline__ float gpu_max(float a, float b) {
+#if !LIGER_HIP && __CUDA_ARCH__ >= 800
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+
 /* 1 / x by the special-function unit, within 1 ulp; of a denormal infinity, of 2^126 or more 0 */
 static __device__ __forceinline__ float gpu_reciprocal(float x) {
 #if LIGER_HIP
