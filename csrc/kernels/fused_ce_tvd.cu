@@ -1,60 +1,39 @@
-/* fused_ce_tvd   see fused_ce_tvd.c; walks in distill.cuh
- * Rounding   fp32 to the end, dX rounded once
+/* fused_ce_tvd   see fused_ce_tvd.c
+ * Rounding   fp32 to the end, dX rounded once; exponentials by the special-function unit, 2 ulp
  * Floor      forward both rows once; backward both once, and dX
- * Plan       forward: the softmax statistics of both rows, then tvd and sigma. Backward: one pass */
-#include "distill.cuh"
+ * Plan       forward: the softmax statistics of both rows, then tvd and sigma; wide rows wait in the shared memory of a
+ *            cluster on Hopper (fused_ce_tvd_sm90.cu), others are read twice by the walks of distill.cuh. Backward: one
+ *            pass, 2 vectors of 16 bytes of each row in flight a thread */
+#include "fused_ce_tvd.cuh"
 
 namespace {
-struct ce_tvd_params {
-  float *ce, *tvd, *stats;
-  void *dX;
-  const void *X, *Y;
-  const int64_t *target;
-  const float *grad_ce, *grad_tvd;
-  int64_t n_rows, n_cols, X_row_stride, Y_row_stride, dX_row_stride, target_stride, grad_ce_stride,
-      grad_tvd_stride;
-  int64_t ignore_index;
-};
-
 template <typename T, int N>
 __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_ce_tvd_fwd_kernel(const ce_tvd_params p) {
   __shared__ row_softmax merge_scratch[2][BLOCK_SCRATCH];
   __shared__ float sum_scratch[2][BLOCK_SCRATCH];
   const int64_t row = blockIdx.x, target = p.target[row * p.target_stride];
-  if (target == p.ignore_index || target < 0 || target >= p.n_cols) { /* the whole block leaves here */
-    const float value = target == p.ignore_index ? 0.0f : NAN;
-    if (threadIdx.x == 0) p.ce[row] = p.tvd[row] = value;
-    if (threadIdx.x < LIGER_CE_TVD_STATS) p.stats[threadIdx.x * p.n_rows + row] = value;
-    return;
-  }
+  if (ce_tvd_without_loss(p, row, target, true)) return; /* the whole block */
   const T *const X = (const T *)p.X + row * p.X_row_stride, *const Y = (const T *)p.Y + row * p.Y_row_stride;
   const row_cut cut = cut_row<T, N>(X, p.n_cols);
-  const log_softmax_pair log_softmax = softmax_of_pair<T, N>(X, Y, cut, 1.0f, merge_scratch);
-  float tvd = 0.0f, sigma = 0.0f;
+  const log_softmax_pair s = softmax_of_pair<T, N>(X, Y, cut, 1.0f, merge_scratch);
+  const ce_tvd_probabilities probabilities(s.sx.m, s.x_log_d, s.sy.m, s.y_log_d);
+  ce_tvd_sums sums = {0.0f, 0.0f};
   walk_pair<T, N>(X, typed_row<T>{Y}, cut, true, [&](auto &x, auto &y, int64_t) {
-    log_softmax(x, y);
-#pragma unroll
-    for (int j = 0; j < (int)(sizeof(x) / sizeof(float)); j++) {
-      const float prob = expf(x[j]), d = prob - expf(y[j]);
-      tvd += fabsf(d);
-      sigma += d > 0.0f ? prob : d < 0.0f ? -prob : 0.0f;
-    }
+    probabilities(x, y);
+    sums.add(x, y);
   });
-  tvd = block_reduce<op_sum>(tvd, sum_scratch[0]);
-  sigma = block_reduce<op_sum>(sigma, sum_scratch[1]);
-  if (threadIdx.x != 0) return;
-  p.ce[row] = -((to_f32(X[target]) - log_softmax.sx.m) - log_softmax.x_log_d);
-  p.tvd[row] = 0.5f * tvd;
-  p.stats[row] = log_softmax.sx.m;
-  p.stats[p.n_rows + row] = log_softmax.x_log_d;
-  p.stats[2 * p.n_rows + row] = log_softmax.sy.m;
-  p.stats[3 * p.n_rows + row] = log_softmax.y_log_d;
-  p.stats[4 * p.n_rows + row] = sigma;
+  sums.tvd = block_reduce<op_sum>(sums.tvd, sum_scratch[0]);
+  sums.sigma = block_reduce<op_sum>(sums.sigma, sum_scratch[1]);
+  if (threadIdx.x == 0) ce_tvd_write(p, row, to_f32(X[target]), s.sx, s.sy, s.x_log_d, s.y_log_d, sums);
 }
 
+constexpr int CE_TVD_BWD_THREADS = 512;
+
 template <typename T, int N>
-__global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_ce_tvd_bwd_kernel(const ce_tvd_params p) {
-  const int64_t row = blockIdx.x, target = p.target[row * p.target_stride];
+__global__ void __launch_bounds__(CE_TVD_BWD_THREADS, 2) fused_ce_tvd_bwd_kernel(const ce_tvd_params p) {
+  constexpr int VECS = 2;
+  const int64_t row = blockIdx.x, target = p.target[row * p.target_stride], tid = threadIdx.x,
+                step = blockDim.x;
   const T *const X = (const T *)p.X + row * p.X_row_stride, *const Y = (const T *)p.Y + row * p.Y_row_stride;
   T *const dX = (T *)p.dX + row * p.dX_row_stride;
   const bool out_of_range = target < 0 || target >= p.n_cols;
@@ -62,23 +41,60 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_ce_tvd_bwd_kernel(co
     row_fill<T, N>(dX, cut_row<T, N>(dX, p.n_cols), out_of_range && target != p.ignore_index ? NAN : 0.0f);
     return;
   }
+  const row_cut cut = cut_row<T, N>(X, p.n_cols);
   const float sigma = p.stats[4 * p.n_rows + row], of_ce = p.grad_ce[row * p.grad_ce_stride],
               of_tvd = 0.5f * p.grad_tvd[row * p.grad_tvd_stride];
-  const log_softmax_pair log_softmax = {{p.stats[row], 1.0f},
-                                        {p.stats[2 * p.n_rows + row], 1.0f},
-                                        p.stats[p.n_rows + row],
-                                        p.stats[3 * p.n_rows + row],
-                                        1.0f};
-  walk_pair<T, N>(X, typed_row<T>{Y}, cut_row<T, N>(X, p.n_cols), false, [&](auto &x, auto &y, int64_t col) {
-    log_softmax(x, y);
+  const ce_tvd_probabilities probabilities(p.stats[row], p.stats[p.n_rows + row], p.stats[2 * p.n_rows + row],
+                                           p.stats[3 * p.n_rows + row]);
+  /* what p is multiplied by, in the three cases of the sign; the target's p - 1 is one difference, before any factor */
+  const auto tvd_factor = [&](float sign) { return of_tvd * (sign - sigma); };
+  const float above = of_ce + tvd_factor(1.0f), below = of_ce + tvd_factor(-1.0f),
+              tie = of_ce + tvd_factor(0.0f);
+  float x_target[1] = {to_f32(X[target])}, y_target[1] = {to_f32(Y[target])};
+  probabilities(x_target, y_target);
+  const float pt = x_target[0], qt = y_target[0],
+              sign = pt > qt   ? 1.0f
+                     : pt < qt ? -1.0f
+                               : 0.0f,
+              of_target = of_ce * (pt - 1.0f) + pt * tvd_factor(sign);
+  const auto part = [&](auto &x, auto &y, int64_t col) {
+    constexpr int M = (int)(sizeof(x) / sizeof(float));
+    probabilities(x, y);
 #pragma unroll
-    for (int j = 0; j < (int)(sizeof(x) / sizeof(float)); j++) {
-      const float prob = expf(x[j]), q = expf(y[j]), sign = prob > q ? 1.0f : prob < q ? -1.0f : 0.0f;
-      /* p - 1 as one difference, before any factor */
-      x[j] = of_ce * (prob - (col + j == target ? 1.0f : 0.0f)) + of_tvd * prob * (sign - sigma);
+    for (int j = 0; j < M; j++) x[j] *= x[j] > y[j] ? above : x[j] < y[j] ? below : tie;
+    if (col <= target && target < col + M) {
+#pragma unroll
+      for (int j = 0; j < M; j++) x[j] = col + j == target ? of_target : x[j];
     }
     store_gradient<T>(dX, col, x);
-  });
+  };
+  const auto vector = [&](const vec<T, N> &xv, const vec<T, N> &yv, int64_t col) {
+    float x[N], y[N];
+    unpack(x, xv);
+    unpack(y, yv);
+    part(x, y, col);
+  };
+  const auto one = [&](int64_t col) {
+    float x[1] = {to_f32(X[col])}, y[1] = {to_f32(Y[col])};
+    part(x, y, col);
+  };
+  if (tid < cut.head) one(tid);
+  int64_t i = tid;
+  for (; i + (VECS - 1) * step < cut.n_vecs; i += VECS * step) {
+    vec<T, N> x[VECS], y[VECS];
+#pragma unroll
+    for (int u = 0; u < VECS; u++) {
+      x[u] = load_vec_stream<T, N>(X + cut.head + (i + u * step) * N);
+      y[u] = load_vec_stream<T, N>(Y + cut.head + (i + u * step) * N);
+    }
+#pragma unroll
+    for (int u = 0; u < VECS; u++) vector(x[u], y[u], cut.head + (i + u * step) * N);
+  }
+  for (; i < cut.n_vecs; i += step) {
+    const int64_t col = cut.head + i * N;
+    vector(load_vec_stream<T, N>(X + col), load_vec_stream<T, N>(Y + col), col);
+  }
+  if (tid < cut.tail) one(cut.head + cut.n_vecs * N + tid);
 }
 } // namespace
 
@@ -104,12 +120,15 @@ extern "C" liger_status liger_fused_ce_tvd_cuda(const liger_fused_ce_tvd_args *a
                            a->grad_ce_stride,
                            a->grad_tvd_stride,
                            a->ignore_index};
+  liger_status status;
+  if (!a->dX && liger_internal_fused_ce_tvd_cluster(p, a->x_dtype, stream, &status)) return status;
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     constexpr int N = vec_width<T>::value;
     const bool alike = divergence_cut_alike(a->X, a->X_row_stride, a->Y, a->Y_row_stride, sizeof(T)) &&
                        (!a->dX ||
                         divergence_cut_alike(a->X, a->X_row_stride, a->dX, a->dX_row_stride, sizeof(T)));
-    const int threads = divergence_threads(a->n_cols, sizeof(T), DISTILL_THREADS);
+    const int threads = divergence_threads(a->n_cols, sizeof(T),
+                                           a->dX ? CE_TVD_BWD_THREADS : DISTILL_THREADS);
     const unsigned grid = (unsigned)a->n_rows;
     if (a->dX && alike) fused_ce_tvd_bwd_kernel<T, N><<<grid, threads, 0, stream>>>(p);
     else if (a->dX) fused_ce_tvd_bwd_kernel<T, 1><<<grid, threads, 0, stream>>>(p);

@@ -16,7 +16,6 @@ LOGPROB = "csrc/kernels/linear_logprob.cu"
 GROUP = "csrc/kernels/group_norm.cu"
 CE_RING = "csrc/kernels/cross_entropy_sm90.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
-DIVERGENCE = "csrc/kernels/divergence.cuh"
 WITH_LABELS = ["test/test_fused_distillation.py", "-k", "cross_entropy_of_rows"]
 SPARSEMAX = "csrc/kernels/sparsemax.cu"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
@@ -271,29 +270,6 @@ MUTANTS = [
         ops("softmax"),
     ),
     (
-        "jsd_weights_swapped",
-        DIVERGENCE,
-        "a = y_is_larger ? beta : rest",
-        "a = y_is_larger ? rest : beta",
-        ops("jsd"),
-    ),
-    ("jsd_far_side", DIVERGENCE, "near_smaller ? v : v + far", "v + far", ops("jsd")),
-    ("divergence_dropped_tail", DIVERGENCE, "if (tid < cut.tail) one(", "if (0) one(", ops("jsd")),
-    (
-        "kl_div_other_row",
-        DIVERGENCE,
-        "p.grad[row * p.grad_row_stride + col + j]",
-        "p.grad[col + j]",
-        ops("kl_div"),
-    ),
-    (
-        "tvd_tie",
-        "csrc/kernels/tvd.cu",
-        "t < 0.0f ? -0.5f : t}",
-        "t < 0.0f ? -0.5f : 0.5f}",
-        ["test/test_divergences.py", "-k", "ties"],
-    ),
-    (
         "embedding_run_overwritten",
         EMBEDDING,
         "if (began_before) put(before, acc);\n    else if",
@@ -405,12 +381,5 @@ MUTANTS = [
         "expf(log_q) * total",
         "expf(log_q)",
         ops("fused_linear_kl_div"),
-    ),
-    (
-        "ce_tvd_sigma_dropped",
-        "csrc/kernels/fused_ce_tvd.cu",
-        "(sign - sigma)",
-        "sign",
-        ops("fused_ce_tvd"),
     ),
 ]
