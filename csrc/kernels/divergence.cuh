@@ -191,6 +191,32 @@ __device__ __forceinline__ float grad_scale(const divergence_params &p) {
 }
 constexpr int DIVERGENCE_THREADS = 512;
 
+/* f(x, y, col) of every part of two rows that are cut alike, each once: x and y are vectors of N, or of one element. */
+template <int N, typename T, class F>
+__device__ __forceinline__ void row_read_pair(const T *X, const T *Y, const row_cut &cut, const F &f) {
+  constexpr int VECS =
+      2; /* 4 loads in flight a thread: more would spill, and 1024 threads hide the latency */
+  const int64_t tid = threadIdx.x, step = blockDim.x;
+  const auto one = [&](int64_t col) { f(load_vec<T, 1>(X + col), load_vec<T, 1>(Y + col), col); };
+  if (tid < cut.head) one(tid);
+  int64_t i = tid;
+  for (; i + (VECS - 1) * step < cut.n_vecs; i += VECS * step) {
+    vec<T, N> x[VECS], y[VECS];
+#pragma unroll
+    for (int u = 0; u < VECS; u++) {
+      x[u] = load_vec_stream<T, N>(X + cut.head + (i + u * step) * N);
+      y[u] = load_vec_stream<T, N>(Y + cut.head + (i + u * step) * N);
+    }
+#pragma unroll
+    for (int u = 0; u < VECS; u++) f(x[u], y[u], cut.head + (i + u * step) * N);
+  }
+  for (; i < cut.n_vecs; i += step) {
+    const int64_t col = cut.head + i * N;
+    f(load_vec_stream<T, N>(X + col), load_vec_stream<T, N>(Y + col), col);
+  }
+  if (tid < cut.tail) one(cut.head + cut.n_vecs * N + tid);
+}
+
 /* N neighbouring elements from column col on: their losses' sum, or their losses stored; dX stored */
 template <class Op, typename T, int N>
 __device__ __forceinline__ float divergence_vector(const divergence_params &p, const Op &op, int64_t row,
@@ -220,8 +246,6 @@ __device__ __forceinline__ float divergence_vector(const divergence_params &p, c
 /* N 1: rows that are not cut alike in every tensor */
 template <class Op, typename T, int N>
 __global__ void __launch_bounds__(DIVERGENCE_THREADS, 2) divergence_kernel(const divergence_params p) {
-  constexpr int VECS =
-      2; /* 4 loads in flight a thread: more would spill, and 1024 threads hide the latency */
   __shared__ float scratch[BLOCK_SCRATCH];
   const int64_t row = blockIdx.x, tid = threadIdx.x, step = blockDim.x;
   const T *const X = (const T *)p.X + row * p.X_row_stride, *const Y = (const T *)p.Y + row * p.Y_row_stride;
@@ -237,30 +261,9 @@ __global__ void __launch_bounds__(DIVERGENCE_THREADS, 2) divergence_kernel(const
   const Op op(p);
   const float of_loss = loss_scale(p), of_grad = grad_scale(p);
   float sum = 0.0f;
-  const auto one = [&](int64_t col) {
-    sum += divergence_vector<Op, T, 1>(p, op, row, col, load_vec<T, 1>(X + col), load_vec<T, 1>(Y + col),
-                                       of_loss, of_grad, dX);
-  };
-  if (tid < cut.head) one(tid);
-  int64_t i = tid;
-  for (; i + (VECS - 1) * step < cut.n_vecs; i += VECS * step) {
-    vec<T, N> x[VECS], y[VECS];
-#pragma unroll
-    for (int u = 0; u < VECS; u++) {
-      x[u] = load_vec_stream<T, N>(X + cut.head + (i + u * step) * N);
-      y[u] = load_vec_stream<T, N>(Y + cut.head + (i + u * step) * N);
-    }
-#pragma unroll
-    for (int u = 0; u < VECS; u++)
-      sum += divergence_vector<Op, T, N>(p, op, row, cut.head + (i + u * step) * N, x[u], y[u], of_loss,
-                                         of_grad, dX);
-  }
-  for (; i < cut.n_vecs; i += step) {
-    const int64_t col = cut.head + i * N;
-    sum += divergence_vector<Op, T, N>(p, op, row, col, load_vec_stream<T, N>(X + col),
-                                       load_vec_stream<T, N>(Y + col), of_loss, of_grad, dX);
-  }
-  if (tid < cut.tail) one(cut.head + cut.n_vecs * N + tid);
+  row_read_pair<N>(X, Y, cut, [&](const auto &x, const auto &y, int64_t col) {
+    sum += divergence_vector(p, op, row, col, x, y, of_loss, of_grad, dX);
+  });
   if (!p.loss || p.elementwise) return;
   sum = block_reduce<op_sum>(sum, scratch);
   if (tid == 0) p.loss[row] = of_loss == 0.0f ? 0.0f : of_loss * sum;

@@ -31,9 +31,7 @@ constexpr int CE_TVD_BWD_THREADS = 512;
 
 template <typename T, int N>
 __global__ void __launch_bounds__(CE_TVD_BWD_THREADS, 2) fused_ce_tvd_bwd_kernel(const ce_tvd_params p) {
-  constexpr int VECS = 2;
-  const int64_t row = blockIdx.x, target = p.target[row * p.target_stride], tid = threadIdx.x,
-                step = blockDim.x;
+  const int64_t row = blockIdx.x, target = p.target[row * p.target_stride];
   const T *const X = (const T *)p.X + row * p.X_row_stride, *const Y = (const T *)p.Y + row * p.Y_row_stride;
   T *const dX = (T *)p.dX + row * p.dX_row_stride;
   const bool out_of_range = target < 0 || target >= p.n_cols;
@@ -52,13 +50,14 @@ __global__ void __launch_bounds__(CE_TVD_BWD_THREADS, 2) fused_ce_tvd_bwd_kernel
               tie = of_ce + tvd_factor(0.0f);
   float x_target[1] = {to_f32(X[target])}, y_target[1] = {to_f32(Y[target])};
   probabilities(x_target, y_target);
-  const float pt = x_target[0], qt = y_target[0],
-              sign = pt > qt   ? 1.0f
-                     : pt < qt ? -1.0f
-                               : 0.0f,
-              of_target = of_ce * (pt - 1.0f) + pt * tvd_factor(sign);
-  const auto part = [&](auto &x, auto &y, int64_t col) {
-    constexpr int M = (int)(sizeof(x) / sizeof(float));
+  const float pt = x_target[0], qt = y_target[0];
+  const float sign = pt > qt ? 1.0f : pt < qt ? -1.0f : 0.0f;
+  const float of_target = of_ce * (pt - 1.0f) + pt * tvd_factor(sign);
+  row_read_pair<N>(X, Y, cut, [&](const auto &xv, const auto &yv, int64_t col) {
+    constexpr int M = (int)(sizeof(xv) / sizeof(T));
+    float x[M], y[M];
+    unpack(x, xv);
+    unpack(y, yv);
     probabilities(x, y);
 #pragma unroll
     for (int j = 0; j < M; j++) x[j] *= x[j] > y[j] ? above : x[j] < y[j] ? below : tie;
@@ -67,34 +66,7 @@ __global__ void __launch_bounds__(CE_TVD_BWD_THREADS, 2) fused_ce_tvd_bwd_kernel
       for (int j = 0; j < M; j++) x[j] = col + j == target ? of_target : x[j];
     }
     store_gradient<T>(dX, col, x);
-  };
-  const auto vector = [&](const vec<T, N> &xv, const vec<T, N> &yv, int64_t col) {
-    float x[N], y[N];
-    unpack(x, xv);
-    unpack(y, yv);
-    part(x, y, col);
-  };
-  const auto one = [&](int64_t col) {
-    float x[1] = {to_f32(X[col])}, y[1] = {to_f32(Y[col])};
-    part(x, y, col);
-  };
-  if (tid < cut.head) one(tid);
-  int64_t i = tid;
-  for (; i + (VECS - 1) * step < cut.n_vecs; i += VECS * step) {
-    vec<T, N> x[VECS], y[VECS];
-#pragma unroll
-    for (int u = 0; u < VECS; u++) {
-      x[u] = load_vec_stream<T, N>(X + cut.head + (i + u * step) * N);
-      y[u] = load_vec_stream<T, N>(Y + cut.head + (i + u * step) * N);
-    }
-#pragma unroll
-    for (int u = 0; u < VECS; u++) vector(x[u], y[u], cut.head + (i + u * step) * N);
-  }
-  for (; i < cut.n_vecs; i += step) {
-    const int64_t col = cut.head + i * N;
-    vector(load_vec_stream<T, N>(X + col), load_vec_stream<T, N>(Y + col), col);
-  }
-  if (tid < cut.tail) one(cut.head + cut.n_vecs * N + tid);
+  });
 }
 } // namespace
 
