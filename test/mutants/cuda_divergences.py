@@ -54,18 +54,4 @@ MUTANTS = [
         "x[j]",
         ops("fused_ce_tvd"),
     ),
-    (
-        "ce_tvd_sums_of_one_block",
-        "csrc/kernels/fused_ce_tvd_sm90.cu",
-        "warp_reduce<op_sum>(sums.tvd, n_blocks)",
-        "sums.tvd",
-        ops("fused_ce_tvd"),
-    ),
-    (
-        "ce_tvd_slice_of_the_first_block",
-        "csrc/kernels/fused_ce_tvd_sm90.cu",
-        "X + (first + v) * N",
-        "X + v * N",
-        ops("fused_ce_tvd"),
-    ),
 ]
