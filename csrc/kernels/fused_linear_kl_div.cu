@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1) fused_linear_kl_div_kernel
     divide(x, p.temperature);
 #pragma unroll
     for (int j = 0; j < (int)(sizeof(x) / sizeof(float)); j++) {
-      const float log_q = (x[j] - s.m) - log_d, w = y[j] > p.parameter ? y[j] : p.parameter;
-      loss += times(y[j], log_of(w, w - 1.0f) - log_q);
+      const float log_q = (x[j] - s.m) - log_d;
+      loss += times(y[j], log_of(fmaxf(y[j], p.parameter)) - log_q);
       x[j] = of_grad * (expf(log_q) * total - y[j]);
     }
     if (dX) store_gradient<T>(dX, col, x);

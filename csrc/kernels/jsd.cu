@@ -1,5 +1,6 @@
 /* jsd        see jsd.c; loop, plan and floor in divergence.cuh
- * Rounding   fp32 to the end, dX rounded once; exponentials within 2 ulp, logarithms within 1 */
+ * Rounding   fp32 to the end, dX rounded once; exponentials within 2 ulp; logarithms by the special-function
+ *            unit, or by a series where that would lose digits */
 #include "divergence.cuh"
 
 extern "C" liger_status liger_jsd_cuda(const liger_divergence_args *a, void *stream) {

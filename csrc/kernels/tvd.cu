@@ -13,5 +13,7 @@ struct tvd_distance {
 } // namespace
 
 extern "C" liger_status liger_tvd_cuda(const liger_divergence_args *a, void *stream) {
-  return launch_divergence<tvd_distance>(a, stream);
+  /* an element costs little: by blocks of 512 bf16 takes 0.760 ms, not 0.748, fp32 1.512, not 1.491 (4096 rows of
+   * 128256, H200) */
+  return launch_divergence<tvd_distance, 1024>(a, stream);
 }
