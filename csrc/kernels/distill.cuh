@@ -95,22 +95,29 @@ __device__ __forceinline__ void walk_pair(const T *X, const Y &Yrow, const row_c
   };
   if (tid < cut.head) one(tid);
   if (tid < cut.tail) one(tail_col + tid);
-  const int64_t turns = (cut.n_vecs + U * step - 1) / (U * step);
+  const int64_t turns = cut.n_vecs / (U * step);
+  const auto rest = [&]() { /* less than a turn; in the turns themselves nothing is asked between the loads */
+                            for (int64_t i = turns * (U * step) + tid; i < cut.n_vecs; i += step) {
+                              float x[N], y[N];
+                              const int64_t col = cut.head + i * N;
+                              unpack(x, load_vec<T, N>(X + col));
+                              Yrow.load(y, col);
+                              f(x, y, col);
+                            }
+  };
+  if (back) rest();
   for (int64_t turn = 0; turn < turns; turn++) {
-    const int64_t first = (back ? turns - 1 - turn : turn) * (U * step) + tid;
+    const int64_t first = cut.head + ((back ? turns - 1 - turn : turn) * (U * step) + tid) * N;
     float x[U][N], y[U][N];
 #pragma unroll
     for (int u = 0; u < U; u++) {
-      const int64_t col = cut.head + (first + u * step) * N;
-      if (first + u * step < cut.n_vecs) {
-        unpack(x[u], load_vec<T, N>(X + col));
-        Yrow.load(y[u], col);
-      }
+      unpack(x[u], load_vec<T, N>(X + first + u * step * N));
+      Yrow.load(y[u], first + u * step * N);
     }
 #pragma unroll
-    for (int u = 0; u < U; u++)
-      if (first + u * step < cut.n_vecs) f(x[u], y[u], cut.head + (first + u * step) * N);
+    for (int u = 0; u < U; u++) f(x[u], y[u], first + u * step * N);
   }
+  if (!back) rest();
 }
 
 /* x, y: the log-probabilities of logits */
