@@ -163,7 +163,7 @@ __device__ __forceinline__ log_softmax_pair softmax_of_pair(const T *X, const T 
 /* the column's vector of dX */
 template <typename T, int M>
 __device__ __forceinline__ void store_gradient(T *dX, int64_t col, const float (&d)[M]) {
-  store_vec_stream<T, M>(dX + col, pack<T, M>(d));
+  store_vec<T, M>(dX + col, pack<T, M>(d));
 }
 } // namespace
 #endif
