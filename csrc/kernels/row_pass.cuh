@@ -57,12 +57,12 @@ __device__ __forceinline__ void row_map(T *Y, const T *X, const row_cut &r, F f)
 #pragma unroll
     for (int u = 0; u < U; u++) {
       const int64_t v = first + u * step;
-      if (v >= 0 && v < r.n_vecs) x[u] = load_vec_stream<T, N>(X + r.head + v * N);
+      if (v >= 0 && v < r.n_vecs) x[u] = load_vec<T, N>(X + r.head + v * N);
     }
 #pragma unroll
     for (int u = 0; u < U; u++) {
       const int64_t v = first + u * step, col = r.head + v * N;
-      if (v >= 0 && v < r.n_vecs) store_vec_stream<T, N>(Y + col, f(x[u], col));
+      if (v >= 0 && v < r.n_vecs) store_vec<T, N>(Y + col, f(x[u], col));
     }
   }
   if (tid < r.head) Y[tid] = f(load_vec<T, 1>(X + tid), tid).v[0];
@@ -75,7 +75,7 @@ template <typename T, int N> __device__ __forceinline__ void row_fill(T *Y, cons
   vec<T, N> v;
 #pragma unroll
   for (int j = 0; j < N; j++) from_f32(v.v[j], value);
-  for (int64_t i = tid; i < r.n_vecs; i += step) store_vec_stream<T, N>(Y + r.head + i * N, v);
+  for (int64_t i = tid; i < r.n_vecs; i += step) store_vec<T, N>(Y + r.head + i * N, v);
   if (tid < r.head) Y[tid] = v.v[0];
   if (tid < r.tail) Y[r.head + r.n_vecs * N + tid] = v.v[0];
 }
