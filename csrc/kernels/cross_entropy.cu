@@ -50,13 +50,13 @@ __global__ void __launch_bounds__(1024, 1) cross_entropy_block_kernel(const ce_p
 #pragma unroll
     for (int u = 0; u < U; u++) {
       const int64_t v = first + u * step;
-      if (v >= 0 && v < cut.n_vecs) x[u] = load_vec_stream<T, N>(X + cut.head + v * N);
+      if (v >= 0 && v < cut.n_vecs) x[u] = load_vec<T, N>(X + cut.head + v * N);
     }
     ce_dx<FULL>(dx, p, g, x, cut.head + first * N, step * N);
 #pragma unroll
     for (int u = 0; u < U; u++) {
       const int64_t v = first + u * step;
-      if (v >= 0 && v < cut.n_vecs) store_vec_stream<T, N>(dX + cut.head + v * N, dx[u]);
+      if (v >= 0 && v < cut.n_vecs) store_vec<T, N>(dX + cut.head + v * N, dx[u]);
     }
   }
   const auto single = [&](int64_t col) {
