@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(SCALE_THREADS)
     const int64_t row = item / pieces, col = (item - row * pieces) * PIECE + (int64_t)threadIdx.x * N;
     const float s = scale[row * scale_stride];
     if (col >= n_cols || (s == 1.0f && dst == src)) continue;
-    vec<T, N> x = load_vec_stream<T, N>(src + row * src_row_stride + col);
+    vec<T, N> x = load_vec<T, N>(src + row * src_row_stride + col);
 #pragma unroll
     for (int j = 0; j < N; j++) from_f32(x.v[j], to_f32(x.v[j]) * s);
-    store_vec_stream<T, N>(dst + row * dst_row_stride + col, x);
+    store_vec<T, N>(dst + row * dst_row_stride + col, x);
   }
 }
 } // namespace
