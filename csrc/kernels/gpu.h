@@ -187,22 +187,6 @@ static __device__ __forceinline__ float gpu_log2(float x) {
 #endif
 }
 
-/* 16-byte accesses that do not stay in the caches: for data that nobody reads again soon */
-static __device__ __forceinline__ uint4 gpu_load_stream(const uint4 *p) {
-#if LIGER_HIP
-  return *p;
-#else
-  return __ldcs(p);
-#endif
-}
-static __device__ __forceinline__ void gpu_store_stream(uint4 *p, uint4 v) {
-#if LIGER_HIP
-  *p = v;
-#else
-  __stcs(p, v);
-#endif
-}
-
 /* A 16-byte copy from global to shared memory that does not wait and takes no register; zeros where
  * `valid` is false (`from` is then not read). The thread that issued it may read the bytes after
  * gpu_copy_wait<N>(), when at most its N newest committed groups are still on the way. Synchronous before

@@ -43,28 +43,6 @@ template <typename T, int N> static __device__ __forceinline__ void store_vec(T 
   if constexpr (sizeof raw == 16) gpu_store(reinterpret_cast<uint4 *>(p), raw);
   else *reinterpret_cast<raw_t *>(p) = raw;
 }
-/* the same, past the caches: for tensors read or written once */
-template <typename T, int N> static __device__ __forceinline__ vec<T, N> load_vec_stream(const T *p) {
-  if constexpr (N * sizeof(T) == 16) {
-    const uint4 raw = gpu_load_stream(reinterpret_cast<const uint4 *>(p));
-    vec<T, N> v;
-    __builtin_memcpy(&v, &raw, 16);
-    return v;
-  } else {
-    return load_vec<T, N>(p);
-  }
-}
-template <typename T, int N>
-static __device__ __forceinline__ void store_vec_stream(T *p, const vec<T, N> &v) {
-  if constexpr (N * sizeof(T) == 16) {
-    uint4 raw;
-    __builtin_memcpy(&raw, &v, 16);
-    gpu_store_stream(reinterpret_cast<uint4 *>(p), raw);
-  } else {
-    store_vec<T, N>(p, v);
-  }
-}
-
 /* Between a vector and fp32 registers, each element rounded once. Kernels that are not bound by memory are
  * bound by the count of instructions, so pairs are converted together. */
 template <typename T, int N>
