@@ -4,8 +4,9 @@
  *         second time; of more, a first kernel leaves each slice's statistics, and every block of the second
  *         merges those of its group and scales its slice. Backward: sums of dY xhat and of dY for each channel
  *         (slices of it, if it is long), which the blocks that make dX add up to the group's means, and a
- *         column sum to dW and dbias. On Hopper a group that fits a cluster of blocks is read once
- *         (group_norm_sm90.cu). The number of slices follows from the sizes, every sum has a fixed order */
+ *         column sum to dW and dbias. A small group is read once, by a block (group_norm_block.cu), and on Hopper
+ *         one that fits a cluster of blocks (group_norm_sm90.cu). The number of slices follows from the sizes,
+ *         every sum has a fixed order */
 #include "group_norm.cuh"
 
 namespace {
@@ -242,7 +243,9 @@ extern "C" int64_t liger_group_norm_bwd_slices_cuda(int64_t n_inner) { return sl
 extern "C" liger_status liger_group_norm_fwd_cuda(const liger_group_norm_fwd_args *a, void *stream) {
   if (a->n_batch == 0 || a->n_channels == 0) return LIGER_OK;
   liger_status status;
-  if (liger_internal_group_norm_fwd_cluster(a, (gpu_stream)stream, &status)) return status;
+  if (liger_internal_group_norm_fwd_block(a, (gpu_stream)stream, &status) ||
+      liger_internal_group_norm_fwd_cluster(a, (gpu_stream)stream, &status))
+    return status;
   LIGER_DISPATCH_DTYPE(a->x_dtype, T, {
     if (whole_vectors(a->X, a->n_inner, sizeof(T)) && whole_vectors(a->Y, a->n_inner, sizeof(T)))
       return launch_fwd<T, vec_width<T>::value>(a, (gpu_stream)stream);
@@ -256,7 +259,8 @@ extern "C" liger_status liger_group_norm_bwd_cuda(const liger_group_norm_bwd_arg
   if (a->n_channels == 0) return LIGER_OK;
   liger_status status = LIGER_OK;
   int64_t partial_rows = a->n_slices * a->n_batch;
-  if (liger_internal_group_norm_bwd_cluster(a, stream, &status)) {
+  if (liger_internal_group_norm_bwd_block(a, stream, &status) ||
+      liger_internal_group_norm_bwd_cluster(a, stream, &status)) {
     partial_rows = a->n_batch;
   } else if (a->n_batch > 0) {
     LIGER_DISPATCH_DTYPE(a->x_dtype, T, {

@@ -1,10 +1,14 @@
-/* What group_norm's kernels share, and the plan that Hopper has besides. */
+/* What group_norm's kernels share, and the plans besides group_norm.cu's own. */
 #ifndef LIGER_GROUP_NORM_CUH
 #define LIGER_GROUP_NORM_CUH
 #include "norm.cuh"
 
-/* group_norm_sm90.cu; false: not this group, or not this device, and nothing was launched. The backward's leaves a
- * row of partial sums for each batch entry. */
+/* group_norm_block.cu, small groups, and group_norm_sm90.cu; false: not this group, or not this device, and nothing
+ * was launched. The backward's leave a row of partial sums for each batch entry. */
+bool liger_internal_group_norm_fwd_block(const liger_group_norm_fwd_args *a, gpu_stream stream,
+                                         liger_status *status);
+bool liger_internal_group_norm_bwd_block(const liger_group_norm_bwd_args *a, gpu_stream stream,
+                                         liger_status *status);
 bool liger_internal_group_norm_fwd_cluster(const liger_group_norm_fwd_args *a, gpu_stream stream,
                                            liger_status *status);
 bool liger_internal_group_norm_bwd_cluster(const liger_group_norm_bwd_args *a, gpu_stream stream,

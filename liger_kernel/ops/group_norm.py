@@ -152,6 +152,11 @@ SPEC = OpSpec(
         _sample(1, 8, 130, 131, groups=2),
         _sample(1, 6, 20_001, groups=3),
         _sample(1, 6, 160, 128, groups=2),
+        # around what a block holds: vectors of a lane, channels, lanes without a vector
+        _sample(3, 8, 9, 24, groups=2),
+        _sample(2, 16, 25, 40, groups=1),
+        _sample(3, 4, 40, 40, groups=4),
+        _sample(2, 6, 20, 24, groups=2),
         # around what a cluster of blocks holds: channels of a block, turns of a channel, its tail
         _sample(1, 16, 3128, groups=2),
         _sample(1, 16, 6400, groups=1),
@@ -159,6 +164,7 @@ SPEC = OpSpec(
         _sample(3, 8, 5, groups=2, bias=False),
         _sample(3, 8, 5, groups=2, weight=False, bias=False),
         _sample(2, 6, 64, groups=3, mean=1e3, id="mean-1000"),
+        _sample(2, 8, 20, 24, groups=4, mean=1e3, id="mean-1000-block"),
         _sample(1, 4, 128, 96, groups=2, mean=1e3, id="mean-1000-slices"),
     ),
     options=(

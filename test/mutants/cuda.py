@@ -13,7 +13,6 @@ GLU = "csrc/kernels/glu.cuh"
 MAP = "csrc/kernels/elementwise.cuh"
 NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 LOGPROB = "csrc/kernels/linear_logprob.cu"
-GROUP = "csrc/kernels/group_norm.cu"
 CE_RING = "csrc/kernels/cross_entropy_sm90.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
 WITH_LABELS = ["test/test_fused_distillation.py", "-k", "cross_entropy_of_rows"]
@@ -76,41 +75,6 @@ MUTANTS = [
         "  if (ADD) X = (const T *)a.S + row * a.n_cols;\n",
         "",
         ops("fused_add_rms_norm"),
-    ),
-    (
-        "group_norm_slices_merged_without_distance",
-        GROUP,
-        "squares[0] += fmaf((float)run_slice(size, n_slices, i).n * d, d, s[2]);",
-        "squares[0] += fmaf(0.0f * d, d, s[2]);",
-        ops("group_norm"),
-    ),
-    (
-        "group_norm_channel_of_the_slice",
-        GROUP,
-        "if (from_channel < n_inner) return channel;",
-        "if (from_channel >= 0) return channel;",
-        ops("group_norm"),
-    ),
-    (
-        "group_norm_cluster_channel_of_first_turn",
-        "csrc/kernels/group_norm_sm90.cu",
-        "return i >> LOG_TURNS;",
-        "return 0 * i >> LOG_TURNS;",
-        ops("group_norm"),
-    ),
-    (
-        "group_norm_cluster_next_group_is_this_one",
-        "csrc/kernels/group_norm_sm90.cu",
-        "slots.fetch(i, (const T *)a.X + part.next + part.template at<VEC>(i));",
-        "slots.fetch(i, (const T *)a.X + part.template at<VEC>(i));",
-        ["test/test_cuda.py", "-k", "group_norm_several"],
-    ),
-    (
-        "group_norm_cluster_blocks_merged_without_distance",
-        "csrc/kernels/group_norm_sm90.cu",
-        "fmaf(n * (d - rest), d - rest, s.m2)",
-        "s.m2 + 0.0f * n",
-        ["test/test_cuda.py", "-k", "group_norm_several"],
     ),
     ("elementwise_dropped_tail", MAP, "  if (tail) {\n", "  if (tail && !vectors) {\n", ops("swiglu")),
     (
