@@ -2,7 +2,7 @@
 #ifndef LIGER_DIVERGENCE_API_H
 #define LIGER_DIVERGENCE_API_H
 
-/* ---- divergences: jsd, kl_div, tvd, and the rows of fused_linear_jsd and fused_linear_kl_div ---------------
+/* ---- divergences: jsd, kl_div, tvd, and the rows of fused_linear_jsd, _kl_div and _cosine ------------------
  * Of a student's X and a teacher's Y, per element, with P = e^Y, Q = e^X; 0 times an infinity is 0:
  *   jsd       ln M = ln(beta P + (1 - beta) Q),   l = beta P (Y - ln M) + (1 - beta) Q (X - ln M)
  *             dl/dX = (1 - beta) Q (X - ln M)
@@ -11,6 +11,8 @@
  *   tvd       l = |X - Y| / 2,   dl/dX = sign(X - Y) / 2, 0 at a tie
  *   fused_linear_jsd      jsd of log_softmax(X / temperature), log_softmax(Y / temperature); dX through both
  *   fused_linear_kl_div   kl_div of log_softmax(X / temperature) and the probabilities Y; dX through it
+ *   fused_linear_cosine   of a whole row, with A = max(|X|, eps), B = max(|Y|, eps), eps = 1e-8 temperature:
+ *             l = parameter (1 - c),  c = X.Y / (A B),   dX = parameter (c X / |X| - Y / B) / A, c / |X| 0 where X is 0
  * A row whose label is ignore_index has loss and dX 0.
  * Beside the divergence, where `hard` says so: the labels' cross entropy of the logits before the temperature,
  *   hard = lse(X) - X_label over X's first hard.n_cols columns,   p its softmax, 0 in the others
@@ -40,7 +42,7 @@ typedef struct {
       ignore_index;
   double factor, parameter, temperature; /* parameter: beta or eps */
   int elementwise, log_target;
-  liger_hard_loss hard; /* fused_linear_jsd alone */
+  liger_hard_loss hard; /* fused_linear_jsd, fused_linear_cosine */
   liger_dtype x_dtype,
       y_dtype; /* alike on a GPU, but for fused_linear_kl_div; "real" is fp64 where x_dtype is */
 } liger_divergence_args;
@@ -54,6 +56,9 @@ LIGER_API liger_status liger_tvd_cuda(const liger_divergence_args *a, void *stre
 LIGER_API liger_status liger_fused_linear_jsd_cpu(const liger_divergence_args *a, int64_t row_begin,
                                                   int64_t row_end);
 LIGER_API liger_status liger_fused_linear_jsd_cuda(const liger_divergence_args *a, void *stream);
+LIGER_API liger_status liger_fused_linear_cosine_cpu(const liger_divergence_args *a, int64_t row_begin,
+                                                     int64_t row_end);
+LIGER_API liger_status liger_fused_linear_cosine_cuda(const liger_divergence_args *a, void *stream);
 LIGER_API liger_status liger_fused_linear_kl_div_cpu(const liger_divergence_args *a, int64_t row_begin,
                                                      int64_t row_end);
 LIGER_API liger_status liger_fused_linear_kl_div_cuda(const liger_divergence_args *a, void *stream);

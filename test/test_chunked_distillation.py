@@ -16,6 +16,7 @@ from liger_kernel.chunked_loss import fused_linear_distillation as base_module
 from liger_kernel.chunked_loss.cosine_similarity_loss import LigerFusedLinearCosineSimilarityFunction
 from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
 from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+from liger_kernel.ops import fused_linear_cosine as cosine_module
 from liger_kernel.ops import fused_linear_jsd as jsd_module
 from liger_kernel.ops._spec import OpSpec, Sample, T, upcast
 
@@ -233,16 +234,14 @@ def test_compiles_without_a_graph_break(kind, apart, device):
         torch.testing.assert_close(a, b)
 
 
-FUSED = pytest.mark.parametrize("kind", ("jsd",))
-
-
-@FUSED
+@BOTH
 def test_two_losses_multiply_the_students_head_once(kind, monkeypatch, device):
     """Whoever asks for the sum or for a gradient of the sum alone gets both from one call of one operator."""
     calls = []
-    real = jsd_module._op_ce
+    module, name = {"jsd": (jsd_module, "_op_ce"), "cosine": (cosine_module, "_op")}[kind]
+    real = getattr(module, name)
     monkeypatch.setattr(base_module, "liger_fused_linear_cross_entropy_apply", None)
-    monkeypatch.setattr(jsd_module, "_op_ce", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr(module, name, lambda *a: calls.append(1) or real(*a))
     for apart in (False, True):
         args = C.draw(SPECS[kind].samples[0], device)
         loss = entry(kind, apart)(**args)
@@ -253,7 +252,7 @@ def test_two_losses_multiply_the_students_head_once(kind, monkeypatch, device):
     assert len(calls) == 2
 
 
-@FUSED
+@BOTH
 def test_backward_again_and_of_the_losses_apart(kind, device):
     """The second gradient is the first one's; those of the soft and the hard loss make up that of the sum."""
     args = C.draw(SPECS[kind].samples[0], device)
@@ -268,7 +267,7 @@ def test_backward_again_and_of_the_losses_apart(kind, device):
         torch.testing.assert_close(0.3 * of_soft + 0.5 * of_hard, of_sum, rtol=1e-4, atol=1e-6)
 
 
-@FUSED
+@BOTH
 def test_a_nan_of_the_teacher_is_in_the_soft_loss_alone(kind, device):
     args = C.draw(SPECS[kind].samples[0], device)
     args["teacher_x"] = args["teacher_x"].clone()
@@ -280,7 +279,7 @@ def test_a_nan_of_the_teacher_is_in_the_soft_loss_alone(kind, device):
     assert torch.autograd.grad(soft, leaves)[0].isnan().any()
 
 
-@FUSED
+@BOTH
 def test_a_label_that_is_no_class(kind, device):
     """Of a larger teacher's classes too: an error that names it, or NaN where that would wait for a GPU."""
     args = C.draw(sample("classes", more=4), device)

@@ -34,11 +34,11 @@ static inline void fill_row(const liger_divergence_args *a, int64_t row, real va
               a->n_cols - c < DIVERGENCE_TILE ? a->n_cols - c : DIVERGENCE_TILE, a->x_dtype);
 }
 
-/* The row's loss is written. `soft`: the statistics of the soft loss, at its temperature: the same where that is 1. */
-static inline hard_row hard_begin(const liger_divergence_args *a, int64_t row, softmax_state soft) {
+/* The row's loss is written. soft: the softmax of the soft loss, at its temperature, or NULL, if it has none */
+static inline hard_row hard_begin(const liger_divergence_args *a, int64_t row, const softmax_state *soft) {
   const int64_t at = row * a->X_row_stride, y = hard_label(a, row);
-  const int same = a->temperature == 1 && a->hard.n_cols == a->n_cols;
-  const softmax_state s = same ? soft : state_of_row(a->X, at, a->hard.n_cols, a->x_dtype, 1);
+  const int same = soft && a->temperature == 1 && a->hard.n_cols == a->n_cols;
+  const softmax_state s = same ? *soft : state_of_row(a->X, at, a->hard.n_cols, a->x_dtype, 1);
   const int dead = s.m == -INFINITY && s.d == 0;
   const real of_loss = loss_scale(a), up = a->hard.grad ? *(const real *)a->hard.grad : 1;
   const hard_row h = {softmax_of_state(s), dead ? 0 : of_loss * (real)a->hard.weight * up, y};

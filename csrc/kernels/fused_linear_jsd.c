@@ -49,7 +49,7 @@ LIGER_INLINE void jsd_row(const liger_divergence_args *a, int64_t row, int kind,
   const row_softmax sy = softmax_of_row(a->Y, row * a->Y_row_stride, a->n_cols, a->y_dtype, temperature);
   hard_row h;
   const hard_row *const hard = a->hard.loss ? &h : NULL;
-  if (hard) h = hard_begin(a, row, of_x);
+  if (hard) h = hard_begin(a, row, &of_x);
   const int one_pass = kind == OF_P && a->dX;
   const jsd_sums sums = jsd_pass(a, row, sx, sy, hard, kind, one_pass, -1, of_grad);
   if (a->loss) ((real *)a->loss)[row] = of_loss == 0 ? 0 : (real)((double)of_loss * sums.loss);

@@ -50,6 +50,23 @@ def fake(x, weight, needs_dx, needs_dw, compute_dtype):
     )
 
 
+def fake_both(x, weight, bias, *rest):
+    """(soft, hard, dx, dweight, dbias); rest ends with needs_dx, needs_dw, needs_dbias and three numbers."""
+    needs_dx, needs_dw, needs_dbias, compute_dtype = rest[-6:-2]
+    soft, *grads = fake(x, weight, needs_dx, needs_dw, compute_dtype)
+    bias_like, n_bias = (x, 0) if bias is None else (bias, weight.shape[0] if needs_dbias else 0)
+    return soft, soft.new_empty(()), *grads, bias_like.new_empty((n_bias,))
+
+
+def heads_of(tensors, dlosses, dtype):
+    """The operators' tensors: of (hidden states, weight, bias) of student and teacher, and the labels."""
+    x, weight, bias, teacher_x, teacher_weight, teacher_bias = (
+        t if t is None else t.detach() for t in tensors[:6]
+    )
+    dlosses = None if dlosses is None else dlosses.to(real_of(dtype))
+    return x, weight, teacher_x, teacher_weight, bias, teacher_bias, tensors[6], dlosses
+
+
 def wants_grad(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -83,9 +100,9 @@ def backward(ctx, dloss):
 def forward_both(ctx, run, tensors, options, weights, apart):
     """`forward` of weights[0] * soft + weights[1] * hard, and of the two: (sum, soft, hard).
 
-    run(*tensors, dlosses, weights, *options, *needs) -> (soft, hard, *gradients). apart: whether soft and hard are
-    differentiable too. Of theirs no gradient is made in forward, since one buffer holds that of the sum:
-    backward runs again if there is one.
+    run(*tensors, dlosses, weights, *options, *needs) -> (soft, hard, *gradients). apart: whether soft and
+    hard are differentiable too. Of theirs no gradient is made in forward, since one buffer holds that of the
+    sum: backward runs again if there is one.
     """
     student = [t for t in tensors[:3] if t is not None]
     ctx.needs, ctx.run, ctx.options = ctx.needs_input_grad[:3], run, options
@@ -122,14 +139,22 @@ def backward_both(ctx, dloss, dsoft, dhard):
     return *(g if need else None for g, need in zip(grads, ctx.needs)), *nones
 
 
-def logits_ref(x, weight, memory_budget, n_heads=1, accum_dtype=None, block_rows=None):
+def both(function, run, tensors, weights, apart, rest):
+    """(sum, soft, hard) by the Function that calls forward_both with run, or by run alone without grad."""
+    if wants_grad(*tensors[:3]):
+        return function.apply(*tensors, weights, apart, *rest)
+    soft, hard = run(*tensors, None, weights, *rest, False, False, False)[:2]
+    return weights[0] * soft + weights[1] * hard, soft, hard
+
+
+def logits_ref(x, weight, memory_budget, n_heads=1, accum_dtype=None, block_rows=None, bias=None):
     """(x W^T, rows of a block) by one product; under a budget of its own the values are those of the blocks'.
 
     Why: see _fused_linear_cross_entropy_spec.py. block_rows: that of another head, whose blocks this one has.
     """
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    x, weight = x.to(dtype), weight.to(dtype)
-    logits = F.linear(x, weight)
+    x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
+    logits = F.linear(x, weight, bias)
     if memory_budget is None:
         return logits, None
     sizes, budget = (*x.shape, weight.shape[0]), memory_budget // n_heads
@@ -138,5 +163,5 @@ def logits_ref(x, weight, memory_budget, n_heads=1, accum_dtype=None, block_rows
         block_rows = plan(*sizes, dtype, weight.dtype, loop_order="token", **options).block_rows or 1
     with torch.no_grad():
         for first in range(0, x.shape[0], block_rows):
-            logits[first : first + block_rows] = F.linear(x[first : first + block_rows], weight)
+            logits[first : first + block_rows] = F.linear(x[first : first + block_rows], weight, bias)
     return logits, block_rows

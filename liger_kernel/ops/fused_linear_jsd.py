@@ -56,59 +56,23 @@ def _(
 
 @torch.library.register_fake("liger::fused_linear_jsd_ce")
 def _(student_input, student_weight, teacher_input, teacher_weight, student_bias, *rest):
-    *_, needs_dx, needs_dw, needs_dbias, compute_dtype, accum_dtype, memory_budget = rest
-    bias_like = student_input if student_bias is None else student_bias
-    soft, *grads = D.fake(student_input, student_weight, needs_dx, needs_dw, compute_dtype)
-    n_bias = student_weight.shape[0] if needs_dbias and student_bias is not None else 0
-    return soft, soft.new_empty(()), *grads, bias_like.new_empty((n_bias,))
+    return D.fake_both(student_input, student_weight, student_bias, *rest)
 
 
-def _run_heads(
-    x,
-    weight,
-    bias,
-    teacher_x,
-    teacher_weight,
-    teacher_bias,
-    labels,
-    dtype,
-    accum_code,
-    options,
-    budget,
-    dloss,
-    *needs,
-):
-    tensors = (x, weight, teacher_x, teacher_weight, bias, teacher_bias)
-    tensors = [t if t is None else t.detach() for t in tensors]
-    dloss = None if dloss is None else dloss.to(D.real_of(dtype))
-    return _op(*tensors, labels, dloss, *options, *needs, DTYPE_CODES[dtype], accum_code, budget)
+def _run_heads(*args):
+    *tensors, dtype, accum_code, options, budget, dloss, dx, dw, dbias = args
+    codes = (DTYPE_CODES[dtype], accum_code, budget)
+    return _op(*D.heads_of(tensors, dloss, dtype), *options, dx, dw, dbias, *codes)
+
+
+def _run_both(*args):
+    *tensors, dlosses, weights, dtype, accum_code, options, budget, n_classes, dx, dw, dbias = args
+    heads, codes = D.heads_of(tensors, dlosses, dtype), (DTYPE_CODES[dtype], accum_code, budget)
+    return _op_ce(*heads, n_classes, *weights, *options, dx, dw, dbias, *codes)
 
 
 def _run(x, weight, teacher_x, teacher_weight, *rest):
     return _run_heads(x, weight, None, teacher_x, teacher_weight, None, *rest, False)[:3]
-
-
-def _run_both(
-    x,
-    weight,
-    bias,
-    teacher_x,
-    teacher_weight,
-    teacher_bias,
-    labels,
-    dlosses,
-    weights,
-    dtype,
-    accum_code,
-    options,
-    budget,
-    n_classes,
-    *needs,
-):
-    tensors = (x, weight, teacher_x, teacher_weight, bias, teacher_bias)
-    tensors = [t if t is None else t.detach() for t in tensors]
-    codes = (DTYPE_CODES[dtype], accum_code, budget)
-    return _op_ce(*tensors, labels, dlosses, n_classes, *weights, *options, *needs, *codes)
 
 
 def _arguments(
@@ -245,11 +209,8 @@ def fused_linear_jsd_with_cross_entropy(
     """
     _, rest = _arguments(*student[:2], *teacher[:2], labels, *options, memory_budget=memory_budget)
     check_labels("fused_linear_jsd_ce", labels, n_classes, options[1], "shift_labels")
-    tensors = (*student, *teacher, labels)
-    if D.wants_grad(*student):
-        return _BothLossesFunction.apply(*tensors, weights, apart, *rest, n_classes)
-    soft, hard = _run_both(*tensors, None, weights, *rest, n_classes, False, False, False)[:2]
-    return weights[0] * soft + weights[1] * hard, soft, hard
+    tensors, rest = (*student, *teacher, labels), (*rest, n_classes)
+    return D.both(_BothLossesFunction, _run_both, tensors, weights, apart, rest)
 
 
 def liger_fused_linear_jsd_apply(student_input, student_weight, *args):

@@ -8,6 +8,7 @@ def ops(op, what):
 NUMBERS, TESTS = "test_within_eagers_error", ["test/test_divergences.py"]
 DIVERGENCE = "csrc/kernels/divergence.h"
 HARD = "csrc/kernels/distill_hard.h"
+ROWS = ["test/test_fused_distillation.py", "-k", "cross_entropy_of_rows"]
 SUMS = ["test/test_chunked_distillation.py", "-k", "test_within_eagers_error and jsd and not 16_bits"]
 
 MUTANTS = [
@@ -80,11 +81,11 @@ MUTANTS = [
     (
         "distill_hard_softmax_at_the_temperature",
         HARD,
-        "same = a->temperature == 1 && ",
-        "same = ",
+        "same = soft && a->temperature == 1",
+        "same = soft",
         SUMS,
     ),
-    ("distill_hard_of_the_teachers_classes", HARD, "m = left < n ? left : n", "m = n", SUMS),
+    ("distill_hard_of_the_teachers_classes", HARD, "m = left < n ? left : n", "m = n", ROWS),
     (
         "distill_hard_nan_of_the_teacher",
         HARD,
