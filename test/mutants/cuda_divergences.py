@@ -40,6 +40,9 @@ MUTANTS = [
         "t < 0.0f ? -0.5f : 0.5f}",
         ["test/test_divergences.py", "-k", "ties"],
     ),
+    ("kl_div_logarithm", DIVERGENCE, "z2, 6.66666865e-1f)", "z2, 6.7e-1f)", ops("kl_div")),
+    ("walk_dropped_rest", "csrc/kernels/distill.cuh", "if (!back) rest();", "", ops("fused_ce_tvd")),
+    ("walk_back_dropped_rest", "csrc/kernels/distill.cuh", "if (back) rest();", "", ops("fused_ce_tvd")),
     (
         "ce_tvd_sigma_dropped",
         "csrc/kernels/fused_ce_tvd.cu",
