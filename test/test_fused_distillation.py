@@ -12,6 +12,7 @@ from liger_kernel.ops import LigerFusedCETVDFunction
 from liger_kernel.ops import fused_ce_tvd as ce_tvd_module
 from liger_kernel.ops import fused_linear_jsd as jsd_module
 from liger_kernel.ops import fused_linear_kl_div as kl_module
+from liger_kernel.ops.fused_linear_cosine import liger_fused_linear_cosine_apply
 from liger_kernel.transformers import LigerFusedCETVDLoss, LigerFusedLinearJSD, LigerFusedLinearKLDivLoss
 from liger_kernel.transformers.functional import liger_fused_linear_jsd, liger_fused_linear_kl_div, liger_jsd
 
@@ -201,6 +202,28 @@ def test_cross_entropy_of_masked_labels(device):
         want = z[0].softmax(-1) - F.one_hot(label[0], 12) if row == 0 else torch.zeros_like(dz)
         assert hard == INF
         torch.testing.assert_close(dz, want)
+
+
+@pytest.mark.parametrize("temperature", (1.0, 4.0))
+def test_cosine_of_short_rows(temperature, device):
+    """Rows of 0, below the floor of lengths, long ones, parallel and opposite ones: eager's limits."""
+    z, zt = (torch.randn(7, 33, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    z[0], z[1], zt[2], zt[3] = 0, z[1] * 1e-11, 0, zt[3] * 1e-11
+    z[4], zt[4], zt[5], zt[6] = 1e6 * z[4], 1e6 * zt[4], 3 * z[5], -2 * z[6]
+    z, zt = z.to(device), zt.to(device)
+    x, w, tx, tw = identity_heads(z, zt)
+    exact = z.double().requires_grad_()
+    for row in range(7):
+        of_row = slice(row, row + 1)
+        heads = (x[of_row], w, None, tx[of_row], tw, None)
+        loss = liger_fused_linear_cosine_apply(*heads, None, 0.7, -100, temperature)
+        (dx,) = torch.autograd.grad(loss, x)
+        s, t = exact[of_row] / temperature, zt[of_row].double() / temperature
+        truth = 0.7 * (1 - F.cosine_similarity(s, t)).sum()
+        (want,) = torch.autograd.grad(truth, exact)
+        assert abs(loss.double() - truth) < 2e-6
+        size = want.abs().max().item() if row not in (5, 6) else 1 / z[row].norm().item()
+        torch.testing.assert_close(dx.double(), want, rtol=0, atol=2e-6 * size)
 
 
 def test_jsd_is_the_row_ops_on_logits(device):

@@ -4,8 +4,8 @@
     loss = beta (1 - s . t / (A B)),   ds = beta (cos s / |s| - t / B) / A,   eps = 1e-8
 
 per row, then the mean over the rows whose label is not ignore_index. An angle has no length: the temperature
-T moves the floor of the lengths alone. Blocks as in fused_linear_jsd.py, and as there, for `chunked_loss`, the
-labels' cross entropy of the student's logits from the same blocks. Source: cosine_similarity of
+T moves the floor of the lengths alone. Blocks as in fused_linear_jsd.py, and as there, for `chunked_loss`,
+the labels' cross entropy of the student's logits from the same blocks. Source: cosine_similarity of
 torch.nn.functional.
 """
 
@@ -25,7 +25,9 @@ _op = torch.ops.liger.fused_linear_cosine.default
 
 @torch.library.register_fake("liger::fused_linear_cosine")
 def _(student_input, student_weight, teacher_input, teacher_weight, student_bias, *rest):
-    return D.fake_both(student_input, student_weight, student_bias, *rest)
+    soft, hard, *grads = D.fake_both(student_input, student_weight, student_bias, *rest)
+    n_classes = rest[3]
+    return soft, soft.new_empty((0,)) if n_classes is None else hard, *grads
 
 
 def _run_soft(*args):
@@ -231,7 +233,7 @@ SPEC = OpSpec(
         ),
         (
             r"teacher_weight has shape \(44, 19\), expected 45 rows",
-            {"teacher_weight": T((44, 19), grad=False)},
+            {"teacher_weight": T((44, 19), grad=False), "teacher_bias": None},
         ),
         (r"teacher_input has shape \(8, 19\), expected 9 rows", {"teacher_input": T((8, 19), grad=False)}),
         (r"student_bias has shape \(44,\), expected \(45,\)", {"student_bias": T((44,))}),

@@ -15,7 +15,6 @@ NORM, NORM_BWD = "csrc/kernels/norm.cuh", "csrc/kernels/norm_bwd.cuh"
 LOGPROB = "csrc/kernels/linear_logprob.cu"
 CE_RING = "csrc/kernels/cross_entropy_sm90.cu"
 CE, LOSS = "csrc/kernels/cross_entropy.cuh", "csrc/kernels/loss_common.cu"
-WITH_LABELS = ["test/test_fused_distillation.py", "-k", "cross_entropy_of_rows"]
 SPARSEMAX = "csrc/kernels/sparsemax.cu"
 SOFTMAX, EMBEDDING = "csrc/kernels/softmax.cu", "csrc/kernels/embedding.cu"
 
@@ -289,61 +288,5 @@ MUTANTS = [
         "s.sum / (float)s.n : 0.0f;",
         "s.sum / (float)n_cols : 0.0f;",
         ops("sparsemax"),
-    ),
-    (
-        "fused_jsd_sum_of_gradients_dropped",
-        "csrc/kernels/fused_linear_jsd.cuh",
-        "(e.grad - e.q * total)",
-        "e.grad",
-        ops("fused_linear_jsd"),
-    ),
-    (
-        "fused_jsd_series_skewed_otherwise",
-        "csrc/kernels/fused_linear_jsd.cuh",
-        "h[1] = c * c * skew / 6",
-        "h[1] = -c * c * skew / 6",
-        ops("fused_linear_jsd"),
-    ),
-    (
-        "fused_jsd_nan_of_the_teacher_lost",
-        "csrc/kernels/fused_linear_jsd.cuh",
-        "(S + 0.0f * loss)",
-        "S",
-        ["test/test_fused_distillation.py", "-k", "16_bit"],
-    ),
-    (
-        "distill_hard_label_forgotten",
-        "csrc/kernels/distill_hard.cuh",
-        "q - (is_label ? 1.0f : 0.0f)",
-        "q",
-        WITH_LABELS,
-    ),
-    (
-        "distill_hard_softmax_at_the_temperature",
-        "csrc/kernels/distill_hard.cuh",
-        "a->temperature != 1 || a->hard",
-        "a->hard",
-        WITH_LABELS,
-    ),
-    (
-        "distill_hard_of_the_teachers_classes",
-        "csrc/kernels/distill_hard.cuh",
-        "col + j < h.n_cols ? z[j] : -INFINITY",
-        "z[j]",
-        WITH_LABELS,
-    ),
-    (
-        "distill_dropped_tail",
-        "csrc/kernels/distill.cuh",
-        "if (tid < cut.tail) one(",
-        "if (0) one(",
-        ops("fused_linear_jsd"),
-    ),
-    (
-        "fused_kl_div_target_adds_up",
-        "csrc/kernels/fused_linear_kl_div.cu",
-        "expf(log_q) * total",
-        "expf(log_q)",
-        ops("fused_linear_kl_div"),
     ),
 ]

@@ -7,6 +7,8 @@ def ops(op, what):
 
 NUMBERS, TESTS = "test_within_eagers_error", ["test/test_divergences.py"]
 DIVERGENCE = "csrc/kernels/divergence.h"
+COSINE = "csrc/kernels/fused_linear_cosine.c"
+ZEROS = ["test/test_fused_distillation.py", "-k", "cosine_of_short_rows"]
 HARD = "csrc/kernels/distill_hard.h"
 ROWS = ["test/test_fused_distillation.py", "-k", "cross_entropy_of_rows"]
 SUMS = ["test/test_chunked_distillation.py", "-k", "test_within_eagers_error and jsd and not 16_bits"]
@@ -148,5 +150,20 @@ MUTANTS = [
         "p < q ? -1 : 0;",
         "-1;",
         ["test/test_fused_distillation.py", "-k", "ties"],
+    ),
+    (
+        "cosine_not_projected",
+        COSINE,
+        "length == 0 ? 0 : of * c / length",
+        "0",
+        ops("fused_linear_cosine", NUMBERS),
+    ),
+    ("cosine_floor_dropped", COSINE, "length < eps ? eps : length", "length", ZEROS),
+    (
+        "cosine_fake_of_a_hard_loss",
+        "liger_kernel/ops/fused_linear_cosine.py",
+        "soft.new_empty((0,)) if n_classes is None else hard",
+        "hard",
+        ops("fused_linear_cosine", "test_opcheck"),
     ),
 ]
