@@ -1,9 +1,10 @@
-"""Benchmark cases of the preference and policy losses of `liger_kernel.chunked_loss`, and of cross entropy
-over its own logits' memory, which are no operators and so have no `OpSpec` among the operators'; and `specs`,
-everything that can be measured.
+"""Benchmark cases of the preference, policy and distillation losses of `liger_kernel.chunked_loss`, and of
+cross entropy over its own logits' memory, which are no operators and so have no `OpSpec` among the
+operators'; and `specs`, everything that can be measured.
 
 The references are the losses as their papers write them, on all logits at once, as a trainer without us
-would run them: arXiv:2305.18290 (DPO), 2403.07691 (ORPO), 2402.03300 and 2503.14476 (GRPO, per token).
+would run them: arXiv:2305.18290 (DPO), 2403.07691 (ORPO), 2402.03300 and 2503.14476 (GRPO, per token),
+2306.13649 (distillation).
 """
 
 from dataclasses import replace
@@ -15,6 +16,8 @@ from liger_kernel import chunked_loss
 from liger_kernel.ops import SPECS
 from liger_kernel.ops._spec import Case, OpSpec, Sample, T
 from liger_kernel.transformers.functional import liger_cross_entropy
+
+from . import baselines
 
 
 def _logps(x, weight, ids):
@@ -40,6 +43,18 @@ def grpo_eager(_input, weight, ids, mask, advantages):
     ratio = torch.exp(logps - logps.detach())
     per_token = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
     return (per_token * mask).sum() / mask.sum()
+
+
+def distillation_eager(student_input, student_weight, teacher_input, teacher_weight, target):
+    z = (student_input @ student_weight.t()).float()
+    with torch.no_grad():
+        log_p = (teacher_input @ teacher_weight.t()).float().log_softmax(-1)
+    return 0.5 * F.cross_entropy(z, target) + 0.5 * baselines.jsd(z.log_softmax(-1), log_p)
+
+
+def _distillation(student_input, student_weight, teacher_input, teacher_weight, target):
+    heads = (student_input, student_weight, teacher_input, teacher_weight)
+    return chunked_loss.LigerFusedLinearJSDLoss()(*heads, target)
 
 
 def _dpo(_input, weight, target, ref_input, ref_weight):
@@ -101,12 +116,31 @@ def _spec(name, fn, ref, b, t):
     return OpSpec(name, fn, ref, samples=(), cases=cases, gemm=True)
 
 
+def _distillation_spec():
+    """JSD and cross entropy in equal parts; the floor: student, teacher, dX, dW."""
+
+    def case(n, h, th, v):
+        id, forward = f"{n}x{h}+{th}x{v}", 2 * n * v * (h + th)
+        args = {
+            "student_input": T((n, h)),
+            "student_weight": T((v, h), "w", scale=h**-0.5),
+            "teacher_input": T((n, th), grad=False),
+            "teacher_weight": T((v, th), "w", grad=False, scale=th**-0.5),
+            "target": T((n,), "index", grad=False, high=v),
+        }
+        return Case(id, Sample(id, args), flops=(forward, forward + 4 * n * v * h))
+
+    cases = {"cpu": (case(512, 512, 768, 16000),), "cuda": (case(4096, 2048, 4096, 128256),)}
+    return OpSpec("distillation", _distillation, distillation_eager, samples=(), cases=cases, gemm=True)
+
+
 LOSSES = {
     spec.name: spec
     for spec in (
         _spec("dpo", _dpo, dpo_eager, 4, 2048),
         _spec("orpo", _orpo, orpo_eager, 4, 2048),
         _spec("grpo", _grpo, grpo_eager, 8, 1024),
+        _distillation_spec(),
     )
 }
 IN_PLACE = _ce_spec()

@@ -39,6 +39,7 @@ def functions():
         "grpo": lambda **args: losses.LigerFusedLinearGRPOLoss(use_ref_model=False, beta=0.0)(*args.values())[
             0
         ],
+        "distillation": lambda **args: losses.LigerFusedLinearJSDLoss()(*args.values()),
         "layer_norm": lambda X, W, B, eps: ops.LigerLayerNormFunction.apply(X, W, B, eps),
         "fused_add_rms_norm": lambda X, R, W, eps: ops.LigerFusedAddRMSNormFunction.apply(
             X, R, W, eps, 0.0, "llama", False
