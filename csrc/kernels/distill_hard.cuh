@@ -87,7 +87,7 @@ struct hard_loss {
   /* FAST: 16-bit logits */
   template <bool FAST>
   __device__ __forceinline__ float add(float d, float q, float z, int64_t col, bool is_label) const {
-    if (h.apart) {
+    if (h.apart || !soft) { /* q may be the NaN of a teacher that has no part here */
       q = FAST ? gpu_exp2((z - s.m) * DISTILL_LOG2E - log_d * DISTILL_LOG2E) : expf((z - s.m) - log_d);
       if (col >= h.n_cols) q = 0.0f;
     }
