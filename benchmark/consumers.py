@@ -130,7 +130,7 @@ def _distillation_spec():
         }
         return Case(id, Sample(id, args), flops=(forward, forward + 4 * n * v * h))
 
-    cases = {"cpu": (case(512, 512, 768, 16000),), "cuda": (case(4096, 2048, 4096, 128256),)}
+    cases = {"cpu": (case(512, 512, 512, 16000),), "cuda": (case(4096, 2048, 4096, 128256),)}
     return OpSpec("distillation", _distillation, distillation_eager, samples=(), cases=cases, gemm=True)
 
 
