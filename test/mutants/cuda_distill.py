@@ -66,13 +66,6 @@ MUTANTS = [
         "expf(log_q)",
         ops("fused_linear_kl_div"),
     ),
-    (
-        "ce_tvd_sigma_dropped",
-        "csrc/kernels/fused_ce_tvd.cu",
-        "(sign - sigma)",
-        "sign",
-        ops("fused_ce_tvd"),
-    ),
     ("cosine_not_projected", COSINE, "of * c / length;", "0.0f;", ops("fused_linear_cosine")),
     ("cosine_floor_dropped", COSINE, "length < eps ? eps : length", "length", ZEROS),
     (

@@ -32,6 +32,9 @@ def mutants(device, only):
     for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py")):
         if path.name != "run.py" and path.stem.startswith("cuda") == (device == "cuda"):
             found += [m for m in runpy.run_path(str(path))["MUTANTS"] if not only or only in m[0]]
+    twice = {m[0] for m in found if [n[0] for n in found].count(m[0]) > 1}
+    if twice:
+        raise SystemExit(f"two mutants of one name: {', '.join(sorted(twice))}")
     for name, file, old, *_ in found:
         n = (ROOT / file).read_text().count(old)
         if n != 1:
