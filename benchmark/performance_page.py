@@ -95,7 +95,9 @@ def operators(device, specs):
 def loss_alone(device, specs):
     """Linear losses without a gradient: wall time and the memory beyond the inputs."""
     linear = {n for n, s in specs.items() if any(c.flops[1] for c in s.cases.get(device, ()))}
-    rows = [r for r in rows_of("ops", device) if r["op"] in linear and "fwd_ms" in r and r["impl"] != "upstream"]
+    rows = [
+        r for r in rows_of("ops", device) if r["op"] in linear and "fwd_ms" in r and r["impl"] != "upstream"
+    ]
     found = latest(rows, lambda r: (r["op"], r["case"], r["dtype"]))
     if not found:
         return []
