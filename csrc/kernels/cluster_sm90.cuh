@@ -1,6 +1,7 @@
 /* Launching thread-block clusters, which Hopper alone has here: what a *_sm90.cu needs beside its kernels. */
 #ifndef LIGER_CLUSTER_SM90_CUH
 #define LIGER_CLUSTER_SM90_CUH
+#include "barrier_sm90.cuh"
 #include "primitives.cuh"
 
 #if !LIGER_HIP
@@ -37,21 +38,10 @@ struct cluster_mail {
   float2 from[2][MAX_CLUSTER];
   uint64_t arrived[2];
 
-  static __device__ __forceinline__ uint32_t shared_address(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-  }
-  static __device__ __forceinline__ uint32_t address_in(uint32_t address, int rank) {
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
-  }
   __device__ __forceinline__ void open(cg::cluster_group &cluster) {
     if (threadIdx.x == 0) {
-#pragma unroll
-      for (int set = 0; set < 2; set++)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrived[set]))
-                     : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      for (int set = 0; set < 2; set++) barrier_init(shared_address(&arrived[set]), 1);
+      barrier_init_fence();
     }
     cluster.sync();
   }
@@ -60,25 +50,15 @@ struct cluster_mail {
     if (n_blocks == 1) return v;
     const int set = turn & 1, parity = turn >> 1 & 1;
     const uint32_t bar = shared_address(&arrived[set]);
-    if (threadIdx.x == 0)
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar),
-                   "r"(n_blocks * (int)sizeof v)
-                   : "memory");
+    if (threadIdx.x == 0) barrier_expect(bar, n_blocks * (int)sizeof v);
     if ((int)threadIdx.x < n_blocks) {
-      const uint32_t to = address_in(shared_address(&from[set][rank]), (int)threadIdx.x);
+      const uint32_t to = shared_address_in(shared_address(&from[set][rank]), (int)threadIdx.x);
       asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
                    "l"((uint64_t)__float_as_uint(v.y) << 32 | __float_as_uint(v.x)),
-                   "r"(address_in(bar, (int)threadIdx.x))
+                   "r"(shared_address_in(bar, (int)threadIdx.x))
                    : "memory");
     }
-    uint32_t done = 0;
-    while (!done)
-      asm volatile("{\n\t.reg .pred p;\n\t"
-                   "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
-                   "selp.u32 %0, 1, 0, p;\n\t}"
-                   : "=r"(done)
-                   : "r"(bar), "r"(parity)
-                   : "memory");
+    barrier_wait(bar, (uint32_t)parity);
     return from[set][threadIdx.x & (n_blocks - 1)];
   }
 };

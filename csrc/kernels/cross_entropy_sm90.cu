@@ -10,6 +10,7 @@
  * Bound    two exponentials an element, at 16 a clock and multiprocessor, are .57 of the time of the bytes
  * Applies  on compute capability 9.0, to rows of aligned 16-byte vectors of at least MIN_ROW_BYTES; else
  *          cross_entropy.cu */
+#include "barrier_sm90.cuh"
 #include "cross_entropy.cuh"
 
 #if LIGER_HIP
@@ -45,27 +46,12 @@ typedef ring_shape<512, 2, 14, 1> long_rows; /* 224 KB; 3 KB more is all that a 
 #endif
 
 #if CE_RING_CODE
-/* addresses of shared memory are 32 bits wide and made once: a conversion takes as long as a load */
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
-  return (uint32_t)__cvta_generic_to_shared(p);
-}
-__device__ __forceinline__ void barrier_init(uint32_t bar, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory");
-}
-/* after the inits: visible to the copy engine */
-__device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
 /* dst (shared) = bytes of src (global), announced on bar; one thread, all multiples of 16. `again`: L2 keeps
  * the bytes for a second load, which then gives them up. */
 enum bulk_use { USE_ONCE, USE_AGAIN, USE_LAST };
 __device__ __forceinline__ void bulk_load(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar,
                                           bulk_use use) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+  barrier_expect(bar, (int)bytes);
   if (use == USE_ONCE) {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
@@ -80,17 +66,6 @@ __device__ __forceinline__ void bulk_load(uint32_t dst, const void *src, uint32_
                "%2, [%3], %4;" ::"r"(dst),
                "l"(__cvta_generic_to_global(src)), "r"(bytes), "r"(bar), "l"(policy)
                : "memory");
-}
-/* until the barrier's phase of this parity is over */
-__device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity) {
-  uint32_t done = 0;
-  while (!done)
-    asm volatile("{\n\t.reg .pred p;\n\t"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
-                 "selp.u32 %0, 1, 0, p;\n\t}"
-                 : "=r"(done)
-                 : "r"(bar), "r"(parity)
-                 : "memory");
 }
 template <typename T, int N> __device__ __forceinline__ vec<T, N> load_shared(uint32_t from) {
   uint4 raw;

@@ -171,7 +171,8 @@ __global__ void __launch_bounds__(THREADS, 1)
                         const stats_params p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ uint8_t dynamic_shared[];
-  __shared__ uint64_t full[STAGES], empty[STAGES];
+  __shared__ uint64_t barriers[2 * STAGES];
+  const uint32_t full = shared_address(barriers), empty = full + 8 * STAGES; /* of a stage, 8 bytes each */
   uint8_t *const ring = dynamic_shared + (1024 - shared_address(dynamic_shared) % 1024) % 1024;
   cg::cluster_group cluster = cg::this_cluster();
   /* of the warp, told to the compiler: the tensor cores want whole warpgroups on one path */
@@ -179,10 +180,10 @@ __global__ void __launch_bounds__(THREADS, 1)
   const int n_tiles = p.n_row_tiles * p.n_col_tiles, first = blockIdx.x / 2, step = gridDim.x / 2;
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; s++) {
-      bar_init(&full[s], 1);
-      bar_init(&empty[s], 4); /* the multiplying warpgroups of both blocks */
+      barrier_init(full + 8 * s, 1);
+      barrier_init(empty + 8 * s, 4); /* the multiplying warpgroups of both blocks */
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_init_fence();
   }
   cluster.sync();
   ring_place at;
@@ -195,10 +196,10 @@ __global__ void __launch_bounds__(THREADS, 1)
         const int x_at = (2 * tile.down + rank) * ROWS, w_at = tile.along * COLS + rank * (COLS / 2);
         for (int k = 0; k < p.n_slices; k++, at.advance()) {
           uint8_t *const x = ring + at.stage * STAGE_BYTES, *const w = x + X_BYTES;
-          bar_wait(&empty[at.stage], at.parity ^ 1);
-          bar_expect(&full[at.stage], STAGE_BYTES);
-          fetch(x, &x_map, &full[at.stage], k * SLICE, x_at);
-          fetch_for_both(w + rank * (W_BYTES / 2), &w_map, &full[at.stage], k * SLICE, w_at);
+          barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
+          barrier_expect(full + 8 * at.stage, STAGE_BYTES);
+          fetch(x, &x_map, full + 8 * at.stage, k * SLICE, x_at);
+          fetch_for_both(w + rank * (W_BYTES / 2), &w_map, full + 8 * at.stage, k * SLICE, w_at);
         }
       }
     }
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     float c[128];
     const int lead = min(LAG, p.n_slices) - 1;
     const auto release = [&](int stage) {
-      if (threadIdx.x % WARPGROUP < 2) bar_arrive_at(&empty[stage], (int)threadIdx.x % WARPGROUP);
+      if (threadIdx.x % WARPGROUP < 2) barrier_arrive_in(empty + 8 * stage, (int)threadIdx.x % WARPGROUP);
     };
     if (group == 2 && first < n_tiles) asm volatile("bar.sync 1, 256;" ::: "memory");
     for (int t = first; t < n_tiles; t += step) {
@@ -227,7 +228,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll 1
       for (int k = 0; k < p.n_slices; k++, at.advance()) {
         const uint8_t *const x = ring + at.stage * STAGE_BYTES, *const w = x + X_BYTES;
-        bar_wait(&full[at.stage], at.parity);
+        barrier_wait(full + 8 * at.stage, at.parity);
         products_begin();
         const uint64_t a = operand(x + (group - 1) * (X_BYTES / 2)), b = operand(w);
 #pragma unroll

@@ -12,44 +12,17 @@ namespace {
 constexpr int SLICE = 64;
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
-  return (uint32_t)__cvta_generic_to_shared(p);
-}
-__device__ __forceinline__ void bar_init(uint64_t *bar, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void bar_expect(uint64_t *bar, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes)
-               : "memory");
-}
-/* arrives at the same barrier of block `rank` of the cluster */
-__device__ __forceinline__ void bar_arrive_at(uint64_t *bar, int rank) {
-  asm volatile("{\n\t.reg .b32 there;\n\t"
-               "mapa.shared::cluster.u32 there, %0, %1;\n\t"
-               "mbarrier.arrive.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(bar)),
-               "r"(rank)
-               : "memory");
-}
-__device__ __forceinline__ void bar_wait(uint64_t *bar, uint32_t parity) {
-  asm volatile("{\n\t.reg .pred done;\n\t"
-               "again:\n\t"
-               "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
-               "@!done bra again;\n\t}" ::"r"(shared_address(bar)),
-               "r"(parity)
-               : "memory");
-}
 /* a box of the matrix behind `map`, from column x and row y on, into shared memory: of this block, or of both */
-__device__ __forceinline__ void fetch(void *to, const CUtensorMap *map, uint64_t *bar, int x, int y) {
+__device__ __forceinline__ void fetch(void *to, const CUtensorMap *map, uint32_t bar, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
-               "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y)
+               "l"(map), "r"(bar), "r"(x), "r"(y)
                : "memory");
 }
-__device__ __forceinline__ void fetch_for_both(void *to, const CUtensorMap *map, uint64_t *bar, int x,
-                                               int y) {
+__device__ __forceinline__ void fetch_for_both(void *to, const CUtensorMap *map, uint32_t bar, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
-               "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "h"((uint16_t)3)
+               "l"(map), "r"(bar), "r"(x), "r"(y), "h"((uint16_t)3)
                : "memory");
 }
 
