@@ -268,12 +268,12 @@ def test_cross_entropy_same_bits_from_every_launch():
 
 @pytest.mark.parametrize(
     ("shape", "groups"),
-    [((300, 16, 1024), 4), ((150, 16, 4096), 8), ((40, 16, 16384), 4)],
-    ids=["a block a group at once", "a block a group", "a cluster a group"],
+    [((300, 16, 1024), 4), ((150, 16, 4096), 8), ((40, 16, 16384), 4), ((40, 16, 14400), 4)],
+    ids=["a block a group at once", "a block a group", "a cluster a group", "a cluster, threads to spare"],
 )
-def test_group_norm_several_groups_in_turn(shape, groups):
-    """More groups than reside at once: the next is on its way while one is reduced and stored. Channels
-    have means of their own, so that those of a cluster's blocks differ."""
+def test_group_norm_several_groups(shape, groups):
+    """More groups than reside at once, of whole blocks and not. Channels have means of their own, so that
+    those of a cluster's blocks differ."""
     torch.manual_seed(0)
     x = torch.randn(shape, device="cuda") + torch.arange(16.0, device="cuda")[:, None]
     x = x.bfloat16().requires_grad_()

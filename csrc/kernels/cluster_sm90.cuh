@@ -30,36 +30,39 @@ __device__ __forceinline__ V cluster_exchange(cg::cluster_group &cluster, V v, V
   return theirs;
 }
 
-/* Two floats of every block of a cluster for every other, turn after turn, without the barrier of a cluster, which
- * waits for all memory accesses before it. A value brings the count of its bytes to the receiver's mbarrier. In shared
- * memory; all threads of the block call, and have a barrier of the block between their turns. A block is never two
- * turns ahead, since it needs what the others send in between: two sets of slots. */
+/* Two floats of every block of a cluster for every other, once, in shared memory. A value brings the count of its bytes
+ * to the receiver's mbarrier, so nobody waits for memory accesses that are none of it, as the barrier of a cluster
+ * does: that one tells only that all mbarriers are there, and arriving at it releases nothing else. All threads of the
+ * block call. */
 struct cluster_mail {
-  float2 from[2][MAX_CLUSTER];
-  uint64_t arrived[2];
+  float2 from[MAX_CLUSTER];
+  uint64_t arrived;
 
-  __device__ __forceinline__ void open(cg::cluster_group &cluster) {
+  __device__ __forceinline__ void open() {
     if (threadIdx.x == 0) {
-      for (int set = 0; set < 2; set++) barrier_init(shared_address(&arrived[set]), 1);
+      barrier_init(shared_address(&arrived), 1);
       barrier_init_fence();
     }
-    cluster.sync();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  }
+  /* waits until all blocks have opened; after open and before exchange */
+  __device__ __forceinline__ void meet() {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   }
   /* the value of every block, one of them in each group of n_blocks lanes */
-  __device__ __forceinline__ float2 exchange(float2 v, int turn, int rank, int n_blocks) {
+  __device__ __forceinline__ float2 exchange(float2 v, int rank, int n_blocks) {
     if (n_blocks == 1) return v;
-    const int set = turn & 1, parity = turn >> 1 & 1;
-    const uint32_t bar = shared_address(&arrived[set]);
+    const uint32_t bar = shared_address(&arrived);
     if (threadIdx.x == 0) barrier_expect(bar, n_blocks * (int)sizeof v);
     if ((int)threadIdx.x < n_blocks) {
-      const uint32_t to = shared_address_in(shared_address(&from[set][rank]), (int)threadIdx.x);
+      const uint32_t to = shared_address_in(shared_address(&from[rank]), (int)threadIdx.x);
       asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
                    "l"((uint64_t)__float_as_uint(v.y) << 32 | __float_as_uint(v.x)),
                    "r"(shared_address_in(bar, (int)threadIdx.x))
                    : "memory");
     }
-    barrier_wait(bar, (uint32_t)parity);
-    return from[set][threadIdx.x & (n_blocks - 1)];
+    barrier_wait(bar, 0);
+    return from[threadIdx.x & (n_blocks - 1)];
   }
 };
 #endif

@@ -31,10 +31,17 @@ MUTANTS = [
         ops("group_norm"),
     ),
     (
-        "group_norm_cluster_next_group_is_this_one",
+        "group_norm_cluster_whole_with_vectors_to_spare",
         CLUSTER,
-        "slots.fetch(i, (const T *)a.X + part.next + part.template at<VEC>(i));",
-        "slots.fetch(i, (const T *)a.X + part.template at<VEC>(i));",
+        "vectors == NV && threads << log_turns == n_vecs",
+        "vectors == NV",
+        ["test/test_cuda.py", "-k", "group_norm_several"],
+    ),
+    (
+        "group_norm_cluster_parameters_of_another_block",
+        CLUSTER,
+        "blockIdx.x % ((uint32_t)a.n_groups << p.log_blocks)",
+        "blockIdx.x % (uint32_t)a.n_groups",
         ["test/test_cuda.py", "-k", "group_norm_several"],
     ),
     (
