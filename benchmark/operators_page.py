@@ -53,7 +53,7 @@ def function_of(module):
 def files_of(stem):
     patterns = f"csrc/kernels/{stem}*.c", f"csrc/kernels/{stem}*.cu", f"csrc/torch/{stem}.cpp"
     found = [p for pattern in patterns for p in sorted(machine.ROOT.glob(pattern))]
-    own = [p for p in found if p.stem == stem or re.fullmatch(rf"{stem}_(sm\d+|bwd|loop|hard)", p.stem)]
+    own = [p for p in found if p.stem == stem or re.fullmatch(rf"{stem}_(sm\d+|block|bwd|loop|hard)", p.stem)]
     return [str(p.relative_to(machine.ROOT)) for p in own] + [f"liger_kernel/ops/{stem}.py"]
 
 
