@@ -194,7 +194,7 @@ def test_second_backward(spec, sample, x, w, device):
         assert C.same_bits(b, fresh.grads[name]), f"d{name} for 3 g is not that of a fresh graph"
 
 
-@per_sample(first(3), [("fp32", "fp32"), ("bf16", "fp32")])
+@per_sample(first(3), [("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")])
 def test_no_grad(spec, sample, x, w, device):
     """Without gradients the values keep to the same bar (the way to them may be another)."""
 

@@ -4,7 +4,7 @@
  * Plan    persistent clusters of two blocks. A cluster takes tiles of 256 rows by 256 columns, a block 128 of the
  *         rows; the two share the tile's rows of W, of which each fetches half for both. One warp fetches slices of
  *         64 of the hidden size by the copy engine into a ring of four, two warpgroups multiply 64 x 256 each. The
- *         second one keeps two slices behind, so that each takes its statistics while the other multiplies.
+ *         second one begins two slices later, so that each takes its statistics while the other multiplies.
  *         Neighbouring clusters walk down GROUP_BYTES of X before they move on along W: that part of X stays in L2.
  *         Logits are rounded to X's dtype first, as where they are stored: a loss is the same with its gradient
  *         and without */
@@ -39,7 +39,7 @@ struct stats_params {
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-constexpr int LAG = 2; /* slices that the second warpgroup keeps behind the first */
+constexpr int LAG = 2; /* slices by which the second warpgroup begins later than the first */
 
 /* Where a slice of the ring stands: its place, and how often the ring has been round. */
 struct ring_place {
@@ -82,7 +82,7 @@ template <class Pair> __device__ __forceinline__ void floats_of(const Pair &pair
 /* e^z of 32 pairs, z = scale times a pair's logits, in units of m: their sum */
 template <bool SCALED, class Pair>
 __device__ __forceinline__ float sum_of_exp(const Pair (&pairs)[32], float scale, float m) {
-  const bool base2 = gpu_warp_all(ce_base2(m)), mine = ce_base2(m);
+  const bool base2 = gpu_warp_all(ce_base2(m)), mine = ce_base2(m); /* one path where the warp's rows agree */
   const float unit = ce_unit(m);
   float d[4] = {0.0f, 0.0f, 0.0f, 0.0f}; /* chains of additions that do not wait for one another */
 #pragma unroll
@@ -242,6 +242,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         before = at.stage;
       }
       products_wait<0>();
+      products_read(c);
       release(before);
       take_stats<T>(c, p, row, tile.along * COLS, tile.along, y);
     }
@@ -296,10 +297,14 @@ int64_t tiles(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
 extern "C" int liger_linear_stats_fits_cuda(const liger_linear_stats_args *a) {
   const bool half = a->dtype == LIGER_F16 || a->dtype == LIGER_BF16;
+  const auto walks = [&](int64_t stride) { /* what a tensor map takes; not a row expanded to many */
+                                           return a->hidden_size <= stride && stride < (int64_t)1 << 39;
+  };
   const bool aligned = ((uintptr_t)a->X | (uintptr_t)a->W) % 16 == 0 &&
                        (a->X_row_stride | a->W_row_stride) % 8 == 0;
-  return half && aligned && a->scale > 0 && a->hidden_size > 0 && a->vocab_size > 0 && a->n_rows > 0 &&
-         a->n_rows < 1 << 30 && a->vocab_size < 1 << 30 && a->hidden_size < 1 << 30 &&
+  return half && aligned && walks(a->X_row_stride) && walks(a->W_row_stride) && a->scale > 0 &&
+         a->hidden_size > 0 && a->vocab_size > 0 && a->n_rows > 0 && a->n_rows < 1 << 30 &&
+         a->vocab_size < 1 << 30 && a->hidden_size < 1 << 30 &&
          tiles(a->n_rows, 2 * ROWS) * tiles(a->vocab_size, COLS) < 1 << 30 && cluster_device() && encoder();
 }
 
@@ -335,11 +340,15 @@ extern "C" liger_status liger_linear_stats_cuda(const liger_linear_stats_args *a
   p.group = (int)tiles(p.n_row_tiles, n_groups); /* groups of one size */
   p.scale = (float)a->scale;
   p.bias_dtype = a->bias_dtype;
+  const auto kernel = a->dtype == LIGER_BF16 ? linear_stats_kernel<gpu_bf16> : linear_stats_kernel<__half>;
+  /* first, since it binds the device's context to a new thread, which the driver's function below wants */
+  const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             (int)SHARED);
+  if (e != cudaSuccess) return (liger_status)e;
   CUtensorMap x_map, w_map;
   if (!describe(&x_map, a->X, a->dtype, a->n_rows, a->hidden_size, a->X_row_stride, ROWS) ||
       !describe(&w_map, a->W, a->dtype, a->vocab_size, a->hidden_size, a->W_row_stride, COLS / 2))
     return LIGER_ERR_SIZE;
-  const auto kernel = a->dtype == LIGER_BF16 ? linear_stats_kernel<gpu_bf16> : linear_stats_kernel<__half>;
   const liger_status status = cluster_launch(kernel, (int64_t)p.n_row_tiles * p.n_col_tiles, 2, THREADS,
                                              SHARED, stream, CLUSTERS_RESIDENT, x_map, w_map, p);
   if (status != LIGER_OK) return status;

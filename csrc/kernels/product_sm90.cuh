@@ -54,6 +54,11 @@ __device__ __forceinline__ void products_begin(void) {
 __device__ __forceinline__ void products_commit(void) {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
+/* after the last wait: the compiler may not read accumulators before it */
+__device__ __forceinline__ void products_read(float (&c)[128]) {
+#pragma unroll
+  for (int j = 0; j < 128; j++) asm volatile("" : "+f"(c[j])::"memory");
+}
 template <int N> __device__ __forceinline__ void products_wait(void) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }

@@ -13,7 +13,9 @@ bool without_logits(const char *op, const Arg &x, const Arg &w, const std::optio
                     const liger::CrossEntropy &ce, const liger_cross_entropy_args &all, int64_t memory_budget,
                     const liger::Scope &scope) {
   enum { M = 0, D = 1, Z_Y = LIGER_CE_STATE - 1 }; // of a plain state
-  if (all.label_smoothing != 0 || all.softcap != 0 || all.accuracy || all.predicted) return false;
+  if (!LIGER_GPU || !liger::linear_stats_fill(x.sizes[0]) || all.n_cols > LIGER_CE_STATE_MAX_COLS ||
+      all.label_smoothing != 0 || all.softcap != 0 || all.accuracy || all.predicted)
+    return false;
   const int64_t sizes[2] = {x.sizes[0], LIGER_CE_STATE};
   const Tensor state = liger::empty(sizes, 2, ce.real, x);
   auto *const p = (float *)liger::ptr(state);

@@ -26,8 +26,9 @@ inline bool linear_stats(const char *op, const Arg &x, const Arg &w, const std::
                          const Scope &scope) {
 #if LIGER_GPU
   const int32_t dtype = torch_dtype(compute);
+  /* a bias of another dtype is rounded to the products' where logits are stored: left to that path */
   if (n_rows == 0 || !linear_stats_fill(n_rows) || x.raw_dtype != dtype || w.raw_dtype != dtype ||
-      x.strides[1] != 1 || w.strides[1] != 1)
+      (bias && bias->raw_dtype != dtype) || x.strides[1] != 1 || w.strides[1] != 1)
     return false;
   liger_linear_stats_args a{};
   a.X = x.ptr;
