@@ -1,5 +1,5 @@
-"""Losses without a gradient of rows that fill a tile: on Hopper from a product that stores no logits, elsewhere
-from the loop. Both say the same; their numbers against eager's are in test_ops.py (test_no_grad)."""
+"""Losses without a gradient of rows that fill a tile: on Hopper from a product that stores no logits,
+elsewhere from the loop. Both say the same; numbers against eager's: test_no_grad of test_ops.py."""
 
 import threading
 

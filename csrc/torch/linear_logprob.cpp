@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
   const auto plan = liger::plan_of(c.op, c.x, c.w, c.compute, {false, false, false}, LIGER_ACCUM_AUTO,
                                    memory_budget, 1, LIGER_TOKEN_BLOCKS);
   int64_t b = 0; // blocks before this one are done
-  if (LIGER_GPU && !(softcap != 0 || entropy || argmax || c.n_extra)) {
+  if (LIGER_GPU && !(softcap != 0 || entropy || mean_logit || argmax || c.n_extra)) {
     const int64_t n_blocks = keep ? plan.n_blocks - 1 : plan.n_blocks; // the last block's logits are wanted
     const int64_t rows = keep ? n_blocks * plan.block_rows : c.n_rows;
     const Tensor state = c.matrix(stats ? 0 : rows, LIGER_LOGPROB_STATS, c.real);
@@ -167,8 +167,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
     if (liger::linear_stats(c.op, c.x, c.w, c.bias, c.ids, rows, c.compute, logit_scale / temperature,
                             ignore_index, memory_budget,
                             {p, p + 1, p + 2, LIGER_LOGPROB_STATS, (float *)liger::ptr(out_logprob),
-                             lse ? (float *)liger::ptr(out_lse) : nullptr,
-                             mean_logit ? (float *)liger::ptr(out_mean) : nullptr},
+                             lse ? (float *)liger::ptr(out_lse) : nullptr},
                             scope))
       b = n_blocks;
   }

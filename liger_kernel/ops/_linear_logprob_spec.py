@@ -124,7 +124,7 @@ SPEC_FIELDS = dict(
         _base,
         # tiles of 256 rows and columns on Hopper, where the last block's logits are kept and where nothing is
         _sample((700,), 72, 260, True, 0.3, scale=0.1, return_lse=True, temperature=0.7, memory_budget=_tile),
-        _sample((500,), 136, 517, scale=0.1, return_mean_logit=True),
+        _sample((500,), 136, 517, scale=0.1),
         _sample((2, 5), 16, 45, True, 0.3, (7,), **_MOST),
         *(
             _sample(shape, h, v, extra=(3,), **_MOST)

@@ -16,9 +16,8 @@ backwards: forward keeps its buffer, in which the logits of the last block are s
 dlogits over them, so that of b blocks (8 - 2 / b) n H V operations are left, 6 where the budget holds all
 logits. The buffer, at most the budget, lives from forward to backward, once for every call that waits for its
 backward. A compiled graph, in which nothing may be written over, keeps all logits or none (`keeps_logits`).
-On Hopper forward takes logprob, lse and mean_logit of 16-bit rows inside the product, but for the last
-block where it is kept: nothing is written there, and logits are rounded all the same, since backward reads
-rounded ones.
+On Hopper forward takes logprob and lse of 16-bit rows inside the product, but for the last block where it
+is kept: nothing is written there, and logits are rounded all the same, since backward reads rounded ones.
 On the CPU ignored rows take no part in the products, but where all logits are kept. Reference and spec:
 _linear_logprob_spec.py.
 """
