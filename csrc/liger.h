@@ -264,15 +264,16 @@ LIGER_API liger_status liger_linear_loss_plan(const liger_linear_loss_plan_args 
  * or what follows from them, as linear_logprob has it. Hopper alone, 16-bit X and W whose rows begin at multiples of
  * 16 bytes, a positive scale: ask liger_linear_stats_fits_cuda() first. */
 typedef struct {
-  void *m, *d,
-      *z_y;      /* fp32, of each row a value every `stride` elements; z_y only where ids name a column, and 0
-                        with logprob */
-  void *logprob; /* (n_rows) fp32 z_y - lse: 0 where ignored, NaN for an id out of range; or NULL */
-  void *lse;     /* (n_rows) fp32 log sum e^z, with logprob; or NULL */
+  void *m, *d;        /* fp32, of each row a value every `stride` elements */
+  void *z_y;          /* likewise, where ids name a column; 0 with logprob */
+  void *logprob;      /* (n_rows) fp32 z_y - lse: 0 where ignored, NaN for an id out of range; or NULL */
+  void *lse;          /* (n_rows) fp32 log sum e^z, with logprob; or NULL */
+  void *mean_logit;   /* (n_rows) fp32 mean of z before the rounding, with logprob; or NULL */
   const void *X, *W;  /* (n_rows, hidden_size), (vocab_size, hidden_size) dtype */
   const void *bias;   /* (vocab_size) bias_dtype, or NULL */
   const int64_t *ids; /* (n_rows) */
-  void *workspace;    /* liger_linear_stats_workspace_cuda() bytes: 8 for each row and 256 columns */
+  void *workspace;    /* liger_linear_stats_workspace_cuda() bytes: for each row and 256 columns 8, with
+                         mean_logit 12 */
   int64_t n_rows, hidden_size, vocab_size, X_row_stride, W_row_stride, ids_stride, stride, ignore_index;
   double scale;
   liger_dtype dtype, bias_dtype;

@@ -28,7 +28,8 @@ constexpr int64_t GROUP_BYTES = 20 << 20;
 
 struct stats_params {
   float2 *parts; /* (n_tiles, n_rows): the largest logit of a row in a tile, and the sum of exponentials */
-  float *m, *d, *z_y, *logprob, *lse;
+  float *sums;   /* (n_tiles, n_rows): the sum of a row's logits in a tile; or null */
+  float *m, *d, *z_y, *logprob, *lse, *mean_logit;
   const void *bias;
   const int64_t *ids;
   int64_t n_rows, vocab_size, ids_stride, stride, ignore_index;
@@ -116,6 +117,11 @@ __device__ __forceinline__ void take_stats(float (&c)[128], const stats_params &
       c[4 * (j / 2) + 2 + j % 2] += b[0];
     }
   }
+  float total[2][4] = {}; /* before the columns beyond the vocabulary, which are zeros here */
+  if (p.sums) {
+#pragma unroll
+    for (int j = 0; j < 128; j++) total[j / 2 % 2][j / 4 % 2 * 2 + j % 2] += c[j];
+  }
   if (col0 + COLS > vocab_size) {
 #pragma unroll
     for (int j = 0; j < 128; j++)
@@ -139,6 +145,12 @@ __device__ __forceinline__ void take_stats(float (&c)[128], const stats_params &
     d += gpu_shfl_xor(d, 2);
     const int64_t row = row0 + 8 * half;
     if (lane % 4 == 0 && row < p.n_rows) p.parts[tile * p.n_rows + row] = make_float2(m, d);
+    if (p.sums) {
+      float sum = (total[half][0] + total[half][1]) + (total[half][2] + total[half][3]);
+      sum += gpu_shfl_xor(sum, 1);
+      sum += gpu_shfl_xor(sum, 2);
+      if (lane % 4 == 0 && row < p.n_rows) p.sums[tile * p.n_rows + row] = sum;
+    }
     const int here = y[half] - col0;
     if (here < 0 || here >= COLS || here % 8 > 1) continue; /* another tile has it, or another lane */
     float z = 0.0f;
@@ -245,19 +257,26 @@ __global__ void __launch_bounds__(THREADS, 1)
 constexpr int MERGE_ROWS = 32, MERGE_LANES = 16;
 __global__ void __launch_bounds__(MERGE_ROWS *MERGE_LANES) linear_stats_merge_kernel(const stats_params p) {
   __shared__ ce_plain states[MERGE_LANES][MERGE_ROWS];
+  __shared__ float sums[MERGE_LANES][MERGE_ROWS];
   const int r = threadIdx.x % MERGE_ROWS, part = threadIdx.x / MERGE_ROWS;
   const int64_t row = (int64_t)blockIdx.x * MERGE_ROWS + r;
   ce_plain s;
+  float sum = 0.0f;
   ce_reset(s);
   if (row < p.n_rows)
     for (int tile = part; tile < p.n_col_tiles; tile += MERGE_LANES) {
       const float2 of_tile = p.parts[tile * p.n_rows + row];
       s = ce_merge(s, ce_plain{of_tile.x, of_tile.y});
+      if (p.sums) sum += p.sums[tile * p.n_rows + row];
     }
   states[part][r] = s;
+  sums[part][r] = sum;
   __syncthreads();
   if (part > 0 || row >= p.n_rows) return;
-  for (int i = 1; i < MERGE_LANES; i++) s = ce_merge(s, states[i][r]);
+  for (int i = 1; i < MERGE_LANES; i++) {
+    s = ce_merge(s, states[i][r]);
+    sum += sums[i][r];
+  }
   float *const m = p.m + row * p.stride, *const d = p.d + row * p.stride, *const z_y = p.z_y + row * p.stride;
   const int64_t id = p.ids[row * p.ids_stride];
   const bool ignored = id == p.ignore_index, valid = !ignored && id >= 0 && id < p.vocab_size;
@@ -269,6 +288,7 @@ __global__ void __launch_bounds__(MERGE_ROWS *MERGE_LANES) linear_stats_merge_ke
   const bool never = valid && (dead || *z_y == -INFINITY);
   p.logprob[row] = !valid ? fill : never ? -INFINITY : (*z_y - s.m) - log_d;
   if (p.lse) p.lse[row] = valid ? s.m + log_d : fill;
+  if (p.mean_logit) p.mean_logit[row] = valid ? sum * p.scale / (float)p.vocab_size : fill;
   *z_y = 0.0f;
 }
 
@@ -289,7 +309,8 @@ extern "C" int liger_linear_stats_fits_cuda(const liger_linear_stats_args *a) {
 }
 
 extern "C" int64_t liger_linear_stats_workspace_cuda(const liger_linear_stats_args *a) {
-  return a->n_rows * tiles(a->vocab_size, COLS) * (int64_t)sizeof(float2);
+  const int64_t each = sizeof(float2) + (a->mean_logit ? sizeof(float) : 0);
+  return a->n_rows * tiles(a->vocab_size, COLS) * each;
 }
 
 extern "C" liger_status liger_linear_stats_cuda(const liger_linear_stats_args *a, void *stream_) {
@@ -302,6 +323,8 @@ extern "C" liger_status liger_linear_stats_cuda(const liger_linear_stats_args *a
   p.z_y = (float *)a->z_y;
   p.logprob = (float *)a->logprob;
   p.lse = (float *)a->lse;
+  p.mean_logit = (float *)a->mean_logit;
+  p.sums = a->mean_logit ? (float *)(p.parts + a->n_rows * tiles(a->vocab_size, COLS)) : nullptr;
   p.bias = a->bias;
   p.ids = a->ids;
   p.n_rows = a->n_rows;

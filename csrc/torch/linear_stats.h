@@ -16,7 +16,7 @@ inline bool linear_stats_fill(int64_t n_rows) {
 struct LinearStatsOutputs {
   float *m, *d, *z_y; // of the first row, others `stride` elements apart
   int64_t stride;
-  float *logprob = nullptr, *lse = nullptr;
+  float *logprob = nullptr, *lse = nullptr, *mean_logit = nullptr;
 };
 
 // For rows [0, n_rows) of x, some at a time where the budget asks for it; false: not here, and nothing was done.
@@ -48,6 +48,7 @@ inline bool linear_stats(const char *op, const Arg &x, const Arg &w, const std::
     a.bias_dtype = check_float(op, *bias);
   }
   if (!liger_linear_stats_fits_cuda(&a)) return false;
+  a.mean_logit = out.mean_logit;
   a.n_rows = 1;
   const int64_t fit = memory_budget / liger_linear_stats_workspace_cuda(&a) / LINEAR_STATS_ROWS;
   const int64_t step = (fit > 1 ? fit : 1) * LINEAR_STATS_ROWS;
@@ -64,6 +65,7 @@ inline bool linear_stats(const char *op, const Arg &x, const Arg &w, const std::
     a.z_y = at(out.z_y, out.stride);
     a.logprob = at(out.logprob, 1);
     a.lse = at(out.lse, 1);
+    a.mean_logit = at(out.mean_logit, 1);
     launch(op, LIGER_FN(linear_stats), a, scope, a.n_rows, a.vocab_size);
   }
   return true;
