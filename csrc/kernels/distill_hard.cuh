@@ -95,5 +95,18 @@ struct hard_loss {
     return soft ? d + part : part;
   }
 };
+
+/* Whether the row is ignored, or its label no class: then its losses and dX are written. Of the whole block. */
+template <typename T, int N, class Hard>
+__device__ __forceinline__ bool nothing_of_row(const divergence_params &p, Hard &hard, int64_t row,
+                                               const T *X, T *dX, const row_cut &cut) {
+  const bool ignored = ignored_row(p, row);
+  if (!ignored && hard.begin(p, row, X)) return false;
+  const float value = ignored ? 0.0f : NAN;
+  hard.write(row, value);
+  if (p.loss && threadIdx.x == 0) p.loss[row] = value;
+  if (dX) row_fill<T, N>(dX, cut, value);
+  return true;
+}
 } // namespace
 #endif

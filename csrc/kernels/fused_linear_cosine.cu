@@ -17,14 +17,7 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1)
   T *const dX = p.dX ? (T *)p.dX + row * p.dX_row_stride : nullptr;
   const row_cut cut = cut_row<T, N>(X, p.n_cols);
   Hard hard(h);
-  const bool ignored = ignored_row(p, row);
-  if (ignored || !hard.begin(p, row, X)) { /* the whole block leaves here */
-    const float value = ignored ? 0.0f : NAN;
-    hard.write(row, value);
-    if (p.loss && threadIdx.x == 0) p.loss[row] = value;
-    if (dX) row_fill<T, N>(dX, cut, value);
-    return;
-  }
+  if (nothing_of_row<T, N>(p, hard, row, X, dX, cut)) return; /* the whole block */
   const float of_loss = loss_scale(p), of_soft = grad_scale(p) * hard.soft_weight();
   float xx = 0.0f, yy = 0.0f, xy = 0.0f;
   walk_pair<T, N>(X, typed_row<T>{Y}, cut, false, [&](auto &x, auto &y, int64_t col) {

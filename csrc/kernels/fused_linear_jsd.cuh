@@ -24,14 +24,7 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1)
   T *const dX = p.dX ? (T *)p.dX + row * p.dX_row_stride : nullptr;
   const row_cut cut = cut_row<T, N>(X, p.n_cols);
   Hard hard(h);
-  const bool ignored = ignored_row(p, row);
-  if (ignored || !hard.begin(p, row, X)) { /* the whole block leaves here */
-    const float value = ignored ? 0.0f : NAN;
-    hard.write(row, value);
-    if (p.loss && threadIdx.x == 0) p.loss[row] = value;
-    if (dX) row_fill<T, N>(dX, cut, value);
-    return;
-  }
+  if (nothing_of_row<T, N>(p, hard, row, X, dX, cut)) return; /* the whole block */
   const Op op(p);
   const float of_loss = loss_scale(p), of_grad = grad_scale(p) * hard.soft_weight() / p.temperature;
   const log_softmax_pair log_softmax = softmax_of_pair<T, N>(
@@ -183,14 +176,7 @@ __global__ void __launch_bounds__(DISTILL_THREADS, 1)
   T *const dX = p.dX ? (T *)p.dX + row * p.dX_row_stride : nullptr;
   const row_cut cut = cut_row<T, N>(X, p.n_cols);
   Hard hard(h);
-  const bool ignored = ignored_row(p, row);
-  if (ignored || !hard.begin(p, row, X)) { /* the whole block leaves here */
-    const float value = ignored ? 0.0f : NAN;
-    hard.write(row, value);
-    if (p.loss && threadIdx.x == 0) p.loss[row] = value;
-    if (dX) row_fill<T, N>(dX, cut, value);
-    return;
-  }
+  if (nothing_of_row<T, N>(p, hard, row, X, dX, cut)) return; /* the whole block */
   jsd_of_logits op(p);
   const float of_loss = loss_scale(p), of_grad = grad_scale(p) * hard.soft_weight() / p.temperature;
   logits_stats s = {softmax_nothing(), softmax_nothing()};
