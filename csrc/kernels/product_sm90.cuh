@@ -78,10 +78,13 @@ encode_tiled *encoder(void) {
   static encode_tiled *const found = [] {
     void *p = nullptr;
     cudaDriverEntryPointQueryResult result;
-    const bool ok = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault,
-                                                     &result) == cudaSuccess &&
-                    result == cudaDriverEntryPointSuccess;
-    return ok ? (encode_tiled *)p : nullptr;
+#if CUDART_VERSION >= 12050
+    const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000,
+                                                           cudaEnableDefault, &result);
+#else
+    const cudaError_t e = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &p, cudaEnableDefault, &result);
+#endif
+    return e == cudaSuccess && result == cudaDriverEntryPointSuccess ? (encode_tiled *)p : nullptr;
   }();
   return found;
 }

@@ -15,8 +15,9 @@ that only this node still holds and will drop at once: then the gradients are wr
   saved it, the same tensor given twice. All of them count: in Python's references to the tensor and to its
   storage, and in torch's uses of each. `_alone` measures the counts of a tensor that a node alone holds.
 
-What no count shows is a kernel on another stream that still reads a tensor which is held no more, as
-`record_stream` allows it. `LIGER_DONATE=0` in the environment turns all of this off.
+What no count shows is a reader of a tensor that is held no more: a kernel on another stream, as
+`record_stream` allows it, or a process that a CUDA tensor was sent to. `LIGER_DONATE=0` in the environment turns
+all of this off.
 """
 
 import functools
