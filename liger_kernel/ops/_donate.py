@@ -16,8 +16,8 @@ that only this node still holds and will drop at once: then the gradients are wr
   storage, and in torch's uses of each. `_alone` measures the counts of a tensor that a node alone holds.
 
 What no count shows is a reader of a tensor that is held no more: a kernel on another stream, as
-`record_stream` allows it, or a process that a CUDA tensor was sent to. `LIGER_DONATE=0` in the environment turns
-all of this off.
+`record_stream` allows it, or a process that a CUDA tensor was sent to. `LIGER_DONATE=0` in the environment
+turns all of this off.
 """
 
 import functools
