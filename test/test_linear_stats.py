@@ -22,9 +22,14 @@ def draw(device, dtype=torch.bfloat16, v=V):
     return x, w, torch.randint(v, (N,)).to(device)
 
 
-def truth(x, w, y, bias=None):
+def logits(x, w, bias=None):
+    """In float64, rounded once to x's dtype, as both ways round them."""
     z = torch.nn.functional.linear(x.double(), w.double(), None if bias is None else bias.double())
-    return torch.nn.functional.cross_entropy(z, y, reduction="none")
+    return z.to(x.dtype).double()
+
+
+def truth(x, w, y, bias=None):
+    return torch.nn.functional.cross_entropy(logits(x, w, bias), y, reduction="none")
 
 
 def alone(op, *args, **options):
@@ -33,8 +38,11 @@ def alone(op, *args, **options):
 
 
 def close(loss, want):
-    """Within the rounding of the logits, which are no larger than 8 here."""
-    torch.testing.assert_close(loss.double(), want, rtol=0, atol=8 * torch.finfo(torch.bfloat16).eps)
+    """A logit may fall to the other side of a rounding, in a row or so; what all rows have wrong, as five
+    columns left out (.01), is no such thing."""
+    error = (loss.double() - want).abs()
+    assert error.max() <= 4 * torch.finfo(torch.bfloat16).eps  # a step of the largest logits
+    assert error.square().mean().sqrt() <= 2e-3
 
 
 @both
@@ -113,6 +121,7 @@ def test_first_call_of_a_thread_and_in_a_graph(op, device):
     assert torch.equal(captured, want.flip(0))
 
 
+@pytest.mark.cuda_only
 def test_the_loop_says_the_same(device):
     x, w, y = draw(device)
     with force_loop_order("token"):
@@ -124,6 +133,6 @@ def test_lse_and_mean_logit(device):
     x, w, y = draw(device)
     with torch.no_grad():
         out = liger_linear_logprob(x, w, y, return_lse=True, return_mean_logit=True, temperature=0.5)
-    z = 2 * x.double() @ w.double().t()
+    z = 2 * logits(x, w)
     close(out.lse, z.logsumexp(-1))
     close(out.mean_logit, z.mean(-1))

@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
   const auto plan = liger::plan_of(c.op, c.x, c.w, c.compute, {false, false, false}, LIGER_ACCUM_AUTO,
                                    memory_budget, 1, LIGER_TOKEN_BLOCKS);
   int64_t b = 0; // blocks before this one are done
-  // mean_logit, which linear_stats has too, goes with the loop: its values were not yet held to truth on a GPU
+  // mean_logit, which liger_linear_stats_args offers too, goes with the loop: not yet held to truth on a GPU
   if (LIGER_GPU && !(softcap != 0 || entropy || mean_logit || argmax || c.n_extra)) {
     const int64_t n_blocks = keep ? plan.n_blocks - 1 : plan.n_blocks; // the last block's logits are wanted
     const int64_t rows = keep ? n_blocks * plan.block_rows : c.n_rows;

@@ -4,9 +4,9 @@
 #include "linear_loss.h"
 
 namespace liger {
-// A cluster multiplies 256 rows at once. Measured on an H200: rows that fill all but an eighth of the last tile are no
-// slower than with logits (256: .97 of the time, 512: 1.00, 2048: .94, 16384: .90), 384, which leave half of it idle,
-// 1.23 times as slow.
+// A cluster multiplies 256 rows at once. Measured on an H200 beside force_loop_order("token"), V 128256, H 4096: rows
+// that fill all but an eighth of the last tile are no slower than with logits (256: .97 of the time, 512: 1.00, 2048:
+// .94; 16384 of H 2048: .90), 384, which leave half of it idle, 1.23 times as slow.
 constexpr int64_t LINEAR_STATS_ROWS = 256;
 inline bool linear_stats_fill(int64_t n_rows) {
   const int64_t tiles = (n_rows + LINEAR_STATS_ROWS - 1) / LINEAR_STATS_ROWS;
@@ -16,7 +16,7 @@ inline bool linear_stats_fill(int64_t n_rows) {
 struct LinearStatsOutputs {
   float *m, *d, *z_y; // of the first row, others `stride` elements apart
   int64_t stride;
-  float *logprob = nullptr, *lse = nullptr, *mean_logit = nullptr;
+  float *logprob = nullptr, *lse = nullptr;
 };
 
 // For rows [0, n_rows) of x, some at a time where the budget asks for it; false: not here, and nothing was done.
@@ -48,7 +48,6 @@ inline bool linear_stats(const char *op, const Arg &x, const Arg &w, const std::
     a.bias_dtype = check_float(op, *bias);
   }
   if (!liger_linear_stats_fits_cuda(&a)) return false;
-  a.mean_logit = out.mean_logit;
   a.n_rows = 1;
   const int64_t fit = memory_budget / liger_linear_stats_workspace_cuda(&a) / LINEAR_STATS_ROWS;
   const int64_t step = (fit > 1 ? fit : 1) * LINEAR_STATS_ROWS;
@@ -65,7 +64,6 @@ inline bool linear_stats(const char *op, const Arg &x, const Arg &w, const std::
     a.z_y = at(out.z_y, out.stride);
     a.logprob = at(out.logprob, 1);
     a.lse = at(out.lse, 1);
-    a.mean_logit = at(out.mean_logit, 1);
     launch(op, LIGER_FN(linear_stats), a, scope, a.n_rows, a.vocab_size);
   }
   return true;
